@@ -1,0 +1,1 @@
+"""Published annotation files to region records."""
