@@ -171,6 +171,8 @@ class OspreyTPConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         _reject_unknown(kwargs, known=[field.name for field in fields(self)])
         super().__post_init__(**kwargs)
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -178,6 +180,10 @@ class OspreyTPConfig(PreTrainedConfig):
         if self.projector_num_attention_heads is None:
             self.projector_num_attention_heads = max(1, self.vision_config.hidden_size // 128)
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
+        self._check_tiling()
+        self._check_projector()
+        self._check_feature_layers()
+        self._check_tokens()
 
     @property
     def tiling(self) -> Tiling:
@@ -189,11 +195,11 @@ class OspreyTPConfig(PreTrainedConfig):
             max_tiles=self.max_tiles,
         )
 
-    def validate_tiling(self) -> None:
+    def _check_tiling(self) -> None:
         """Tile size, patch size, scale factor and grid table fit together."""
         _ = self.tiling
 
-    def validate_projector(self) -> None:
+    def _check_projector(self) -> None:
         """The projector exists and its heads divide the tower's width."""
         from osprey_tp.projector import PROJECTORS
 
@@ -206,7 +212,7 @@ class OspreyTPConfig(PreTrainedConfig):
                 f"tower's width {width}"
             )
 
-    def validate_feature_layers(self) -> None:
+    def _check_feature_layers(self) -> None:
         """Every feature layer is a hidden state of the tower."""
         states = self.vision_config.num_hidden_layers + 1
         wrong = [layer for layer in self.feature_layers if not 0 <= layer < states]
@@ -215,7 +221,7 @@ class OspreyTPConfig(PreTrainedConfig):
                 f"feature_layers {self.feature_layers} must name hidden states 0 to {states - 1} of the vision tower"
             )
 
-    def validate_tokens(self) -> None:
+    def _check_tokens(self) -> None:
         """Separators are rows of the embedding; the two placeholders differ from each other and from them."""
         vocabulary = self.text_config.vocab_size
         separators = {
@@ -269,6 +275,7 @@ def _side(size: int | list[int] | tuple[int, int]) -> int:
 _FRAMEWORK_KEYWORDS = {
     "attn_implementation",
     "experts_implementation",
+    "model_type",
     "name_or_path",
     "num_labels",
     "output_attentions",
