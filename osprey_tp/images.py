@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 100_000_000
 """Default limit of height times width of a picture."""
 
-PICTURE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """File formats that are decoded; others of Pillow's start programs or fetch further files."""
 
 _DECODING_ERRORS = (
@@ -127,7 +127,7 @@ def _array_to_rgb(array: np.ndarray, max_pixels: int, name: str) -> Image.Image:
     """8-bit RGB picture of an array (height, width) or (height, width, channels)."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(
-            f"{name} is no picture: an array is (height, width, 3), a tensor (3, height, width), or with 1 or 4 channels"
+            f"{name} is no picture: arrays are (height, width, 3), tensors (3, height, width), or with 1 or 4 channels"
         )
     check_pixels(array.shape[0], array.shape[1], max_pixels, name)
     if array.dtype.kind == "f":
