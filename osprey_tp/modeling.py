@@ -26,8 +26,8 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from osprey_tp.configuration import OspreyTPConfig
-from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 from osprey_tp.projector import build_projector
+from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 from osprey_tp.region_encoder import RegionEncoder
 from osprey_tp.tiling import count_tiles, visual_token_layout
 

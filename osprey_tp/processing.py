@@ -258,8 +258,8 @@ class OspreyTPProcessor(ProcessorMixin):
             unlabelled = [index for index, row in enumerate(answers) if not row.any()]
             if unlabelled:
                 raise ValueError(
-                    f"no answer to learn from in conversation {unlabelled[0]}: it has no assistant message, or the chat "
-                    "template has no {% generation %} marks; use one of osprey_tp's templates (chat_template('chatml'))"
+                    f"no answer to learn from in conversation {unlabelled[0]}: it has no assistant message, or the "
+                    "chat template has no {% generation %} marks; use one of osprey_tp's templates (chat_template('chatml'))"
                 )
             batch["labels"] = batch["input_ids"].masked_fill(~answers, IGNORED_LABEL)
         return batch

@@ -329,9 +329,7 @@ class ImageSession:
         return input_ids.to(self._model.device), attention_mask.to(self._model.device)
 
     @torch.no_grad()
-    def _generation_inputs(
-        self, conversations: list[list[dict[str, Any]]], options: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _generation_inputs(self, conversations: list[list[dict[str, Any]]], options: dict[str, Any]) -> dict[str, Any]:
         if options.get("num_return_sequences", 1) != 1:
             raise ValueError("a region gets one answer: num_return_sequences must be 1; ask several times to sample")
         batch = self._processor.prepare(conversations, add_generation_prompt=True)
@@ -384,9 +382,7 @@ class ImageSession:
         suffixes = self._suffixes(batch)
         answers = [
             labels[mask][-len(suffix) :]
-            for labels, mask, suffix in zip(
-                batch["labels"], batch["attention_mask"].bool(), suffixes, strict=True
-            )
+            for labels, mask, suffix in zip(batch["labels"], batch["attention_mask"].bool(), suffixes, strict=True)
         ]
         input_ids, attention_mask = self._join(suffixes, padding_side="right")
         new = input_ids[:, len(self._prefix_ids) :]

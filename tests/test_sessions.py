@@ -10,7 +10,9 @@ from osprey_tp.prompts import OVERVIEW, region_introduction
 
 from .tiny_models import LANGUAGES, TOWERS, save_tiny_model, tiny_describer
 
-families = pytest.mark.parametrize(("tower", "language"), [(t, l) for t in TOWERS for l in LANGUAGES])
+families = pytest.mark.parametrize(
+    ("tower", "language"), [(tower, language) for tower in TOWERS for language in LANGUAGES]
+)
 QUESTION = "what is the region <mask> of the picture"
 
 
@@ -175,7 +177,10 @@ def test_loads_a_folder_and_names_what_is_missing(tmp_path):
     folder = save_tiny_model(tmp_path / "model")
     image, masks = random_picture(0)
     expected = tiny_describer().open(image).ask(masks, QUESTION, max_new_tokens=8)
-    assert RegionDescriber.from_pretrained(folder, device="cpu").open(image).ask(masks, QUESTION, max_new_tokens=8) == expected
+    assert (
+        RegionDescriber.from_pretrained(folder, device="cpu").open(image).ask(masks, QUESTION, max_new_tokens=8)
+        == expected
+    )
     (folder / "processor_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no processor_config.json; save the processor beside the model"):
         RegionDescriber.from_pretrained(folder)
