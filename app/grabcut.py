@@ -131,7 +131,9 @@ class GrabCutImage:
         ys, xs = np.nonzero(mask)
         object_box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
         margin = 0.1 * max(object_box[2] - object_box[0], object_box[3] - object_box[1]) + 4
-        window = Window.around(_padded(object_box, margin), self._height, self._width, longest_side=REFINEMENT_SIDE)
+        window = Window.around(
+            _padded(object_box, margin), self._height, self._width, longest_side=REFINEMENT_SIDE
+        )
         scene = _Scene.of(self._pixels, window, positions, positive, box)
         coarse = window.cut(mask.astype(np.uint8) * 255) > 127
         refined = scene.refine(coarse)
@@ -210,9 +212,7 @@ class _Scene:
         """How much like an object a mask looks, 0 to 1: set off by colour, whole, compact."""
         outline = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
         perimeter = max(1, int(outline.sum()))
-        cut_by_frame = (
-            outline & cv2.dilate(self.frame.astype(np.uint8), np.ones((5, 5))).astype(bool)
-        ).sum() / perimeter
+        cut_by_frame = (outline & cv2.dilate(self.frame.astype(np.uint8), np.ones((5, 5))).astype(bool)).sum() / perimeter
         border = np.ones(mask.shape, bool)
         border[1:-1, 1:-1] = False
         along_border = (outline & border).sum() / perimeter
@@ -241,9 +241,7 @@ class _Scene:
         if foreground.all() or not foreground.any():
             return foreground
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(
-            cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR), trimap, None, *models, iterations, cv2.GC_INIT_WITH_MASK
-        )
+        cv2.grabCut(cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR), trimap, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
         return (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
 
     def _connected(self, mask: Mask) -> Mask:

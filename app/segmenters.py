@@ -81,7 +81,5 @@ def check_prompts(
     if box is not None:
         x0, y0, x1, y1 = box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(
-                f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) does not fit the picture of {width}x{height} pixels"
-            )
+            raise ValueError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) does not fit the picture of {width}x{height} pixels")
     return np.asarray(points, dtype=np.float64).reshape(-1, 2), np.asarray(labels, dtype=bool)

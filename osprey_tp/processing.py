@@ -259,7 +259,7 @@ class OspreyTPProcessor(ProcessorMixin):
             if unlabelled:
                 raise ValueError(
                     f"no answer to learn from in conversation {unlabelled[0]}: it has no assistant message, or the "
-                    "chat template has no {% generation %} marks; use one of osprey_tp's templates (chat_template('chatml'))"
+                    "chat template has no {% generation %} marks; use one of osprey_tp's: chat_template('chatml')"
                 )
             batch["labels"] = batch["input_ids"].masked_fill(~answers, IGNORED_LABEL)
         return batch
