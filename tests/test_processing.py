@@ -91,7 +91,10 @@ def test_batches_mix_pictures_regions_and_text(language):
     conversations = [
         [{"role": "user", "content": "no picture"}, {"role": "assistant", "content": "yes"}],
         [
-            {"role": "user", "content": [picture(large, [BOX]), picture(small, []), {"type": "text", "text": "<mask>"}]},
+            {
+                "role": "user",
+                "content": [picture(large, [BOX]), picture(small, []), {"type": "text", "text": "<mask>"}],
+            },
             {"role": "assistant", "content": "two"},
         ],
         [
@@ -134,7 +137,12 @@ def test_a_plan_stands_for_a_picture_already_encoded(processor):
 
 
 def conversation(text: str, regions: list, picture=PICTURE) -> list[dict]:
-    return [{"role": "user", "content": [{"type": "image", "image": picture, "regions": regions}, {"type": "text", "text": text}]}]
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": picture, "regions": regions}, {"type": "text", "text": text}],
+        }
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +165,7 @@ def test_what_does_not_fit_is_named(processor, text, regions, message):
 def test_pictures_that_cannot_be_used_are_named(processor, tmp_path):
     with pytest.raises(ValueError, match="NaN"):
         processor.prepare([conversation("hello", [], np.full((20, 20, 3), np.nan))])
-    with pytest.raises((ValueError, OSError), match="missing.png"):
+    with pytest.raises((ValueError, OSError), match=r"missing\.png"):
         processor.prepare([conversation("hello", [], tmp_path / "missing.png")])
 
 
