@@ -46,7 +46,7 @@ class Step:
         seconds: how long it takes on two cores; only the ratios of the steps matter, the rest is measured.
         after: names of earlier steps whose outputs it reads.
         reads: files or folders of the project that its result depends on.
-        unfinished: what an interrupted command leaves and goes on from, if it is one that can.
+        unfinished: what an interrupted command leaves and goes on from, if it is one that can; may be `output` itself.
 
     """
 
@@ -139,10 +139,10 @@ def _seconds_if_done(step: Step, stamp: Path, key: str) -> float | None:
 
 def _clear(step: Step, stamp: Path, key: str) -> None:
     """Remove what an earlier run left, but for that from which the command can go on; note that the step has begun."""
-    _remove(step.output)
     begun = json.loads(stamp.read_text("utf-8")).get("key") if stamp.exists() else None
-    if step.unfinished and begun != key:
-        _remove(step.unfinished)
+    for path in {step.output, step.unfinished or step.output}:
+        if path != step.unfinished or begun != key:
+            _remove(path)
     _write(stamp, {"key": key, "command": str(step)})
 
 

@@ -112,6 +112,15 @@ def test_a_command_goes_on_from_what_it_left_unless_it_is_to_make_something_else
     assert (folder / "a.unfinished").read_text().split() == ["first"]
 
 
+def test_a_command_may_go_on_from_its_output_itself(folder: Path) -> None:
+    answers = folder / "a.unfinished"
+    half = Step("a", "Do a", ("job", "half", str(folder / "a")), answers, 10.0, unfinished=answers)
+    for expected in (["first"], ["first", "first"]):
+        with pytest.raises(StepError, match="power failure"):
+            run([half], folder)
+        assert (folder / "a.unfinished").read_text().split() == expected
+
+
 def test_output_of_a_failed_command_is_removed_before_it_runs_again(folder: Path) -> None:
     (folder / "a").mkdir(parents=True)
     assert run([step(folder, "a")], folder)[0] == ["make a"]
