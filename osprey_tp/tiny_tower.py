@@ -39,7 +39,9 @@ class TinyTowerConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Raise ``ValueError`` for sizes that do not go together."""
         if self.patch_size < 4 or self.patch_size & (self.patch_size - 1):
-            raise ValueError(f"patch_size {self.patch_size} must be a power of two, at least 4: the stem halves the image")
+            raise ValueError(
+                f"patch_size {self.patch_size} must be a power of two, at least 4: the stem halves the image"
+            )
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         if self.hidden_size % self.num_attention_heads:

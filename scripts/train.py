@@ -11,7 +11,6 @@ An interrupted run goes on from its newest checkpoint when the same command is g
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,10 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
-    from osprey_tp.modeling import OspreyTPForConditionalGeneration
-    from osprey_tp.processing import OspreyTPProcessor
     from osprey_tp.training.arguments import RunSettings
     from osprey_tp.training.outputs import RunFolder
     from osprey_tp.training.trainer import StageTrainer
