@@ -8,6 +8,7 @@ command goes on where it was.
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import time
@@ -171,17 +172,23 @@ def _report(plan: Plan) -> Step:
 
 
 def closing_words(plan: Plan) -> str:
-    """What to look at and what to type next."""
-    scenes = plan.out / "scenes" / "images" / "test"
+    """What to look at and what to type next, about a shape of a held-out scene."""
+    annotations = json.loads((plan.out / "scenes" / "annotations" / "instances_test.json").read_text("utf-8"))
+    shape = annotations["annotations"][0]
+    picture = next(image["file_name"] for image in annotations["images"] if image["id"] == shape["image_id"])
+    x, y, width, height = shape["bbox"]
+    box = [round(value) for value in (x, y, x + width, y + height)]
+    model, image = plan.out / "model", plan.out / "scenes" / "images" / "test" / picture
     return f"""
-Look at      {plan.out / "report.html"}
-Open the app python -m app --model {plan.out / "model"}
-Ask          osprey-tp describe {next(iter(sorted(scenes.glob("*.jpg"))))} --box 10,10,60,60 --model {plan.out / "model"}
-From Python
+Look at the report      {plan.out / "report.html"}
+Open the app            .venv/bin/python -m app --model {model}
+Ask on the command line .venv/bin/osprey-tp describe {image} --box {",".join(map(str, box))} --model {model}
+Ask from Python
+
     from osprey_tp import RegionDescriber
 
-    session = RegionDescriber.from_pretrained("{plan.out / "model"}").open("{scenes}/...jpg")
-    print(session.ask([{{"box": [10, 10, 60, 60]}}]))
+    session = RegionDescriber.from_pretrained("{model}").open("{image}")
+    print(session.ask([{{"box": {box}}}]))
 """
 
 
