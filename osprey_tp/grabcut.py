@@ -2,9 +2,9 @@
 
 GrabCut needs to know roughly where the object is; one click does not say how large it is. So it runs in windows of
 several sizes around the click, each time starting once from the area of similar colour and once from a disc, which
-finds textured objects. What lies along the window's frame counts as background. Of all these proposals, and the areas of
-similar colour themselves, the best are kept: those that differ in colour from what surrounds them, do not run into the
-frame, are compact, and were found repeatedly.
+finds textured objects. What lies along the window's frame counts as background. Of all these proposals, and the areas
+of similar colour themselves, the best are kept: those that differ in colour from what surrounds them, do not run into
+the frame, are compact, and were found repeatedly.
 """
 
 from collections.abc import Sequence
