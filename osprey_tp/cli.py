@@ -80,7 +80,7 @@ def _region(options: argparse.Namespace, session: ImageSession) -> Any:
     x, y = options.point
     if not (0 <= x < session.width and 0 <= y < session.height):
         raise ValueError(
-            f"the point {x:g},{y:g} lies outside the picture of {session.width} x {session.height} pixels (width x height)"
+            f"the point {x:g},{y:g} lies outside the picture, {session.width} pixels wide and {session.height} high"
         )
     from osprey_tp.segmenters import load_segmenter
 

@@ -34,6 +34,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from .images import MAX_PIXELS, decoding, open_picture
 from .tiling import TilePlan
 
 Region = Any
@@ -180,23 +181,18 @@ def _checked_array(array: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _picture_to_mask(source: str | Path | Image.Image, height: int, width: int) -> np.ndarray:
     if isinstance(source, Image.Image):
-        return _opened_picture_to_mask(source, height, width)
-    try:
-        picture = Image.open(source)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"mask file {source} cannot be read as a picture: {error}") from error
-    with picture:
-        try:
-            return _opened_picture_to_mask(picture, height, width)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"mask file {source}: {error}") from error
+        return _opened_picture_to_mask(source, height, width, "the mask")
+    name = f"mask file {source}"
+    with open_picture(source, MAX_PIXELS, name) as picture:
+        return _opened_picture_to_mask(picture, height, width, name)
 
 
-def _opened_picture_to_mask(picture: Image.Image, height: int, width: int) -> np.ndarray:
+def _opened_picture_to_mask(picture: Image.Image, height: int, width: int, name: str) -> np.ndarray:
     if (picture.height, picture.width) != (height, width):
         size = f"{picture.height} x {picture.width}"
-        raise ValueError(f"the mask has {size} pixels, the picture {height} x {width} (height x width)")
-    bands = np.asarray(picture)
+        raise ValueError(f"{name} has {size} pixels, the picture {height} x {width} (height x width)")
+    with decoding(name):
+        bands = np.asarray(picture)
     if bands.ndim == 2:
         return _checked_array(bands, height, width)
     has_alpha = "A" in picture.getbands()

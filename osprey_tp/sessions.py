@@ -329,35 +329,36 @@ class ImageSession:
         return input_ids.to(self._model.device), attention_mask.to(self._model.device)
 
     @torch.no_grad()
-    def _generation_inputs(self, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    def _generation_inputs(self, conversations: list[list[dict[str, Any]]], options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("num_return_sequences", 1) != 1:
+            raise ValueError("a region gets one answer: num_return_sequences must be 1; ask several times to sample")
         batch = self._processor.prepare(conversations, add_generation_prompt=True)
         input_ids, attention_mask = self._join(self._suffixes(batch), padding_side="left")
         tokenizer, generation = self._processor.tokenizer, self._model.generation_config
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "past_key_values": self._prefix_copies(len(conversations)),
+            "past_key_values": self._prefix_copies(len(conversations) * options.get("num_beams", 1)),
             "mm_encoder_outputs": self._features(batch),
             "pad_token_id": tokenizer.pad_token_id,
             "eos_token_id": generation.eos_token_id if generation.eos_token_id is not None else tokenizer.eos_token_id,
-        }
+            "do_sample": False,
+        } | options
 
     def _generate(self, conversations: list[list[dict[str, Any]]], **options: Any) -> list[str]:
-        inputs = self._generation_inputs(conversations)
-        generated = self._model.generate(**inputs, **({"do_sample": False} | options))
+        inputs = self._generation_inputs(conversations, options)
+        generated = self._model.generate(**inputs)
         return self._processor.decode_answers(generated, inputs["input_ids"].shape[1])
 
     def _stream(self, conversation: list[dict[str, Any]], **options: Any) -> Iterator[str]:
-        inputs = self._generation_inputs([conversation])
+        inputs = self._generation_inputs([conversation], options)
         streamer = TextIteratorStreamer(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop = _StopWhenAsked()
         failure: list[BaseException] = []
 
         def generate() -> None:
             try:
-                self._model.generate(
-                    **inputs, streamer=streamer, stopping_criteria=[stop], **({"do_sample": False} | options)
-                )
+                self._model.generate(**inputs, streamer=streamer, stopping_criteria=[stop])
             except BaseException as error:  # handed to the reader below, in whose thread it belongs
                 failure.append(error)
                 streamer.end()
@@ -381,9 +382,7 @@ class ImageSession:
         suffixes = self._suffixes(batch)
         answers = [
             labels[mask][-len(suffix) :]
-            for labels, mask, suffix in zip(
-                batch["labels"], batch["attention_mask"].bool(), suffixes, strict=True
-            )
+            for labels, mask, suffix in zip(batch["labels"], batch["attention_mask"].bool(), suffixes, strict=True)
         ]
         input_ids, attention_mask = self._join(suffixes, padding_side="right")
         new = input_ids[:, len(self._prefix_ids) :]

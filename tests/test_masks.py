@@ -63,7 +63,7 @@ def canvas_mask(mask, plan):
 
 
 def integrate_by_supersampling(mask, plan):
-    """Coverage by brute force: source pixels are cut into resized x resized parts, so that no edge of a cell cuts one."""
+    """Coverage by brute force: source pixels are cut into resized x resized parts, so no edge of a cell cuts one."""
     fine = np.kron(mask, np.ones((plan.resized_height, plan.resized_width)))
     patch_height = plan.tiling.patch_size * plan.height
     patch_width = plan.tiling.patch_size * plan.width

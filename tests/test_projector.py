@@ -53,7 +53,9 @@ def test_equals_the_published_projector(name):
 
 def project_with_other_query(projector: torch.nn.Module, features: torch.Tensor, single: torch.Tensor) -> torch.Tensor:
     """The published forward takes the query's level apart from the others; only this golden case makes use of it."""
-    keys, values = (branch(features.permute(1, 2, 0, 3).flatten(2)) for branch in (projector.fine_key, projector.fine_value))
+    keys, values = (
+        branch(features.permute(1, 2, 0, 3).flatten(2)) for branch in (projector.fine_key, projector.fine_value)
+    )
     queries = projector.query_norm(projector.coarse_query(projector._coarse_cells(single)))
     attended = projector.attention(
         queries.flatten(0, 1),
@@ -92,5 +94,5 @@ def test_output_norm_starts_at_its_scale():
 
 
 def test_a_name_no_projector_has_is_refused():
-    with pytest.raises(KeyError, match="mm_projector.readout.weight is not a weight"):
+    with pytest.raises(KeyError, match=r"mm_projector\.readout\.weight is not a weight"):
         projector_from_published({"readout.weight": torch.zeros(1)})

@@ -8,7 +8,7 @@ from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.conversion import PUBLISHED_REGION_ENCODER_PREFIX, region_encoder_from_published
 from osprey_tp.masks import published_coverage
 from osprey_tp.region_encoder import RegionEncoder, pool
-from osprey_tp.tiling import Tiling, TilePlan
+from osprey_tp.tiling import TilePlan, Tiling
 
 from .golden_recipe import GOLDEN, load_json, normal, param
 
