@@ -26,8 +26,8 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from osprey_tp.configuration import OspreyTPConfig
-from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 from osprey_tp.projector import build_projector
+from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 from osprey_tp.region_encoder import RegionEncoder
 from osprey_tp.tiling import count_tiles, visual_token_layout
 
@@ -360,12 +360,12 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
         features = mm_encoder_output.get("image")
         if features is None:
             return mm_encoder_output
-        pictures = iter(features.pooler_output or [])
+        pictures = list(features.pooler_output or [])  # empty where a session has read them into the cache
         repeated_pictures: list[Tensor] = []
         for placeholders in (input_ids == self.config.image_token_id).sum(dim=1).tolist():
             of_prompt: list[Tensor] = []
-            while sum(map(len, of_prompt)) < placeholders:
-                of_prompt.append(next(pictures))
+            while pictures and sum(map(len, of_prompt)) < placeholders:
+                of_prompt.append(pictures.pop(0))
             repeated_pictures += of_prompt * expand_size
         region_tokens = features.region_tokens
         if region_tokens is not None:

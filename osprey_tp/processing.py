@@ -20,9 +20,8 @@ from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, Proc
 
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.image_processing import OspreyTPImageProcessor
-from osprey_tp.images import load_image
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
-from osprey_tp.tiling import count_visual_tokens
+from osprey_tp.tiling import TilePlan, count_visual_tokens
 
 IGNORED_LABEL = -100
 """Label of every token that is not part of an answer."""
@@ -162,7 +161,8 @@ class OspreyTPProcessor(ProcessorMixin):
         """Tokenise prompts and prepare their pictures and regions.
 
         Args:
-            images: Pictures (PIL, array, tensor, path), one, flat or nested a prompt, in the order of `<image>` marks.
+            images: Pictures (PIL, array, tensor, path), one, flat or nested a prompt, in the order of `<image>` marks;
+                or, in place of all of them, the `TilePlan` of pictures that are encoded already.
             text: Prompts with one `<image>` a picture and one `<mask>` a region.
             regions: For every picture a list of regions in any form of `osprey_tp.masks`, nested like `images`.
             return_tensors: `pt`, or None for lists.
@@ -184,8 +184,7 @@ class OspreyTPProcessor(ProcessorMixin):
         vision: dict[str, Any] = {}
         expansions: list[str] = []
         if pictures:
-            loaded = [load_image(picture) for picture in pictures]
-            vision = dict(self.image_processor.preprocess(loaded, regions=regions_of, return_tensors="pt"))
+            vision = self._process_pictures(pictures, regions_of)
             expansions = [
                 IMAGE_TOKEN * count_visual_tokens(rows, cols, self.image_processor.tiling.tokens_per_tile)
                 for rows, cols in vision["tile_grids"].tolist()
@@ -196,6 +195,13 @@ class OspreyTPProcessor(ProcessorMixin):
         if return_text_replacement_offsets:
             text_inputs["text_replacement_offsets"] = offsets
         return BatchFeature({**text_inputs, **vision})
+
+    def _process_pictures(self, pictures: list[Any], regions_of: list[list[Any]]) -> dict[str, torch.Tensor]:
+        """Tensors of the vision side; plans, which stand for encoded pictures, get no pixels."""
+        if not all(isinstance(picture, TilePlan) for picture in pictures):
+            return dict(self.image_processor.preprocess(pictures, regions=regions_of, return_tensors="pt"))
+        grids = torch.tensor([(plan.rows, plan.cols) for plan in pictures])
+        return {"tile_grids": grids, **self.image_processor.cover_regions(regions_of, pictures)}
 
     def _check_counts(self, prompts: list[str], pictures: int, regions_of: list[int]) -> None:
         first = 0
@@ -252,8 +258,8 @@ class OspreyTPProcessor(ProcessorMixin):
             unlabelled = [index for index, row in enumerate(answers) if not row.any()]
             if unlabelled:
                 raise ValueError(
-                    f"no answer to learn from in conversation {unlabelled[0]}: it has no assistant message, or the chat "
-                    "template has no {% generation %} marks; use one of osprey_tp's templates (chat_template('chatml'))"
+                    f"no answer to learn from in conversation {unlabelled[0]}: it has no assistant message, or the "
+                    "chat template has no {% generation %} marks; use one of osprey_tp's: chat_template('chatml')"
                 )
             batch["labels"] = batch["input_ids"].masked_fill(~answers, IGNORED_LABEL)
         return batch
@@ -295,7 +301,7 @@ def _separate(conversation: Conversation) -> tuple[list[dict[str, str]], list[An
 def _flatten(images: Any, regions: Any) -> tuple[list[Any], list[list[Any]]]:
     """Bring pictures (one, flat, or nested a prompt) and their regions, nested alike, to one list over pictures."""
     if images is None:
-        if regions:
+        if any(regions or ()):
             raise ValueError("regions are given without pictures; pass the pictures they lie in as images")
         return [], []
     if not isinstance(images, (list, tuple)):

@@ -4,7 +4,7 @@
 levels (tiles, n·n, L·C) ─► Linear, GELU, Linear, LayerNorm ─► keys   (tiles, n·n, C) ─┐ cut into s×s blocks,
                         └─► Linear, GELU, Linear, LayerNorm ─► values (tiles, n·n, C) ─┤ one block a query
 last level (tiles, n·n, C) ─► resize n×n → n/s×n/s ─► Linear, LayerNorm ─► queries     ▼
-                                                                (tiles, (n/s)², C) ─► attention ─► MLP ─► (tiles, (n/s)², D)
+                                                            attention (tiles, (n/s)², C) ─► MLP ─► (tiles, (n/s)², D)
 ```
 
 The coarse query sees the whole tile at low resolution; *region-to-point injection* lets it take detail from its own

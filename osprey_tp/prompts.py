@@ -44,7 +44,7 @@ def require_one_region(question: str) -> str:
     count = question.count(REGION_TOKEN)
     if count != 1:
         raise ValueError(
-            f"the question holds {count} {REGION_TOKEN} placeholders where 1 is needed, since it is asked of one region "
-            f"at a time; write {REGION_TOKEN} once where the region belongs: {question!r}"
+            f"the question holds {count} {REGION_TOKEN} placeholders where 1 is needed, since it is asked of one "
+            f"region at a time; write {REGION_TOKEN} once where the region belongs: {question!r}"
         )
     return question

@@ -2,7 +2,8 @@
 
 ```
 coverage (regions, cells) ─► rows that sum to 1 ─► weights (regions, cells of the batch)
-levels (L, cells of the batch, C) ─► weights @ levels ─► (L, regions, C) ─► Linear a level, summed ─► Linear ─► (regions, D)
+levels (L, cells of the batch, C) ─► weights @ levels ─► (L, regions, C)
+(L, regions, C) ─► one Linear a level, summed ─► Linear ─► (regions, D)
 ```
 
 As `MaskExtractor` of the published code ("Osprey: Pixel Understanding with Visual Instruction Tuning", section 3.2),

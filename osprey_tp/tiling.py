@@ -8,10 +8,10 @@ Four frames follow one another:
 - *resized pixels*: the picture scaled, aspect kept, so that it touches two opposite sides of the canvas. A source
   coordinate times ``resized / source`` (one ratio a side, because each side is rounded) is a resized coordinate.
 - *canvas pixels*: ``rows * tile_size`` x ``cols * tile_size``. The resized picture lies at its top left, so resized and
-  canvas coordinates are equal; the rest is padding. The canvas is cut into ``rows * cols`` tiles, row by row. When there
-  is more than one, a thumbnail (the whole picture in one tile) follows as the last.
-- *cells*: the patches of the vision tower, ``cells_per_side`` x ``cells_per_side`` a tile. They are numbered tile by tile
-  (tiles row by row) and row by row inside a tile. The thumbnail's cells are not numbered.
+  canvas coordinates are equal; the rest is padding. The canvas is cut into ``rows * cols`` tiles, row by row. When
+  there is more than one, a thumbnail (the whole picture in one tile) follows as the last.
+- *cells*: the patches of the vision tower, ``cells_per_side`` x ``cells_per_side`` a tile. They are numbered tile by
+  tile (tiles row by row) and row by row inside a tile. The thumbnail's cells are not numbered.
 
 Grid tables, score and rounding are those of TokenPacker-HD (Li et al., 2024, https://arxiv.org/abs/2407.02392).
 """
@@ -107,7 +107,7 @@ class Tiling:
         return TilePlan(self, height, width, rows, cols)
 
     def _score(self, grid: tuple[int, int], height: int, width: int) -> float:
-        """Share of the canvas that the resized picture fills, plus a tenth of the IoU of canvas and enlarged picture."""
+        """Share of the canvas that the picture fills, plus a tenth of the IoU of canvas and enlarged picture."""
         canvas_height, canvas_width = grid[0] * self.tile_size, grid[1] * self.tile_size
         canvas_area = canvas_height * canvas_width
         ratio = min(canvas_height / height, canvas_width / width)
@@ -253,8 +253,8 @@ def visual_token_layout(rows: int, cols: int, tokens_per_tile: int) -> np.ndarra
         int64 (`count_visual_tokens`,): indices into the sequence [tile separator, row separator, token 0 of tile 0,
         token 1 of tile 0, ...], thumbnail last.
     """
-    tiles = np.arange(count_tiles(rows, cols) * tokens_per_tile, dtype=np.int64) + FIRST_TILE_TOKEN_INDEX
-    tiles = tiles.reshape(-1, tokens_per_tile)
+    num_tokens = count_tiles(rows, cols) * tokens_per_tile
+    tiles = FIRST_TILE_TOKEN_INDEX + np.arange(num_tokens, dtype=np.int64).reshape(-1, tokens_per_tile)
     grid = tiles[: rows * cols].reshape(rows, cols, tokens_per_tile)
     separators = np.full((rows, cols, 1), TILE_SEPARATOR_INDEX, dtype=np.int64)
     separators[:, -1] = ROW_SEPARATOR_INDEX

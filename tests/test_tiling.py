@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osprey_tp.tiling import Tiling, TilePlan, count_visual_tokens, visual_token_layout
+from osprey_tp import tiling as tiling_module
+from osprey_tp.tiling import TilePlan, Tiling, count_visual_tokens, visual_token_layout
 
 from .golden_recipe import load_json
 
@@ -155,11 +156,12 @@ def test_places_outside_the_picture_are_refused():
 
 
 def test_torch_is_not_needed():
-    code = (
-        "import importlib.util, sys; spec = importlib.util.find_spec('osprey_tp');"
-        "path = spec.submodule_search_locations[0] + '/tiling.py';"
-        "tiling = importlib.util.spec_from_file_location('tiling', path); module = importlib.util.module_from_spec(tiling);"
-        "sys.modules['tiling'] = module; tiling.loader.exec_module(module);"
-        "assert module.Tiling().plan(480, 640).num_visual_tokens == 1015; assert 'torch' not in sys.modules"
-    )
+    code = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("tiling", {tiling_module.__file__!r})
+module = sys.modules["tiling"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+assert module.Tiling().plan(480, 640).num_visual_tokens == 1015
+assert "torch" not in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

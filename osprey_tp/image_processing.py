@@ -1,0 +1,242 @@
+"""Image processor: pictures to tiles, regions to the coverage of cells.
+
+`osprey_tp.tiling` decides every size, `osprey_tp.images` reads every form of a picture and `osprey_tp.masks` every form
+of a region. Three choices differ between the published model and the recommended one:
+
+========================  ==========================================  =============================================
+choice                    published                                   recommended
+========================  ==========================================  =============================================
+``resize_mode``           ``published``: normalise, then bilinear     ``antialiased``: bicubic with antialiasing,
+                          without antialiasing                        then normalise
+``thumbnail_source``      ``canvas``: the padded canvas, squeezed     ``image``: the picture itself
+``region_pooling``        ``published``: cells with a centre pixel    ``area``: exact share of each cell's area
+========================  ==========================================  =============================================
+
+Padding is 0 after normalisation, the mean colour, in both.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as tvF
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .images import load_image
+from .masks import Region, area_coverage, published_coverage, to_mask
+from .tiling import TilePlan, Tiling
+
+CHOICES = {
+    "resize_mode": ("antialiased", "published"),
+    "thumbnail_source": ("image", "canvas"),
+    "region_pooling": ("area", "published"),
+}
+"""The named choices of the image processor and the values each may take."""
+
+_DECIDED_BY_TILING = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad", "pad_size")
+_COVERAGE = {"area": area_coverage, "published": published_coverage}
+
+
+class OspreyTPImageProcessorKwargs(ImagesKwargs, total=False):
+    """Settings of the image processor beyond those of every image processor.
+
+    Attributes:
+        tile_size: Side of a tile in pixels.
+        patch_size: Side of a cell in pixels.
+        scale_factor: A visual token stands for ``scale_factor**2`` cells.
+        max_tiles: 9, 16 or 25.
+        resize_mode: ``antialiased`` or ``published``.
+        thumbnail_source: ``image`` or ``canvas``.
+        region_pooling: ``area`` or ``published``.
+    """
+
+    tile_size: int
+    patch_size: int
+    scale_factor: int
+    max_tiles: int
+    resize_mode: str
+    thumbnail_source: str
+    region_pooling: str
+
+
+class OspreyTPImageProcessor(TorchvisionBackend):
+    """Cuts pictures into normalised tiles and turns regions into the coverage of cells.
+
+    Settings are those of `OspreyTPImageProcessorKwargs`, ``image_mean``, ``image_std`` and ``resample`` (the filter of
+    the antialiased resize). They are attributes, are saved with `save_pretrained`, and may be given to a call.
+
+    Raises:
+        ValueError: If a setting is unknown, does not fit the others, or is one that tiling decides.
+    """
+
+    valid_kwargs = OspreyTPImageProcessorKwargs
+    model_input_names = ["pixel_values", "tile_grids", "region_coverage", "region_image_index"]  # noqa: RUF012
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    resample = PILImageResampling.BICUBIC
+    tile_size = 336
+    patch_size = 14
+    scale_factor = 2
+    max_tiles = 9
+    resize_mode = "antialiased"
+    thumbnail_source = "image"
+    region_pooling = "area"
+
+    def __init__(self, **kwargs: Unpack[OspreyTPImageProcessorKwargs]) -> None:
+        unknown = set(kwargs) - set(self.valid_kwargs.__annotations__) - {"image_processor_type", "processor_class"}
+        if unknown:
+            raise ValueError(f"unknown settings of the image processor: {', '.join(sorted(unknown))}")
+        super().__init__(**kwargs)  # type: ignore[misc]
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    @property
+    def tiling(self) -> Tiling:
+        """The rules of tiling that the settings describe."""
+        return Tiling(self.tile_size, self.patch_size, self.scale_factor, self.max_tiles)
+
+    def num_visual_tokens(self, height: int, width: int) -> int:
+        """Visual tokens, separators included, of a picture of ``height`` x ``width`` source pixels."""
+        return self.tiling.plan(height, width).num_visual_tokens
+
+    def preprocess(
+        self,
+        images: Any,
+        regions: Sequence[Any] | None = None,
+        **kwargs: Unpack[OspreyTPImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepare pictures and their regions.
+
+        Args:
+            images: One picture or a list of them, each in any form that `osprey_tp.images.load_image` reads.
+            regions: For each picture the list of its regions, each in any form that `osprey_tp.masks.to_mask` reads,
+                in source pixels. For one picture outside a list, the list of its regions.
+            **kwargs: Settings for this call alone, and ``return_tensors``.
+
+        Returns:
+            ``pixel_values`` float32 (tiles of all pictures, 3, tile_size, tile_size), a picture's tiles row by row and
+            then its thumbnail when it has more than one tile; ``tile_grids`` int64 (pictures, 2), rows and columns of
+            tiles. When regions are given, also ``region_coverage`` float32 (regions of all pictures, cells of the
+            picture with most cells), zero beyond a picture's own cells, and ``region_image_index`` int64 (regions,).
+
+        Raises:
+            ValueError: If a picture or region cannot be used; the message names it by its number.
+        """
+        return super().preprocess(images, regions, **kwargs)
+
+    def cover_regions(self, regions: Sequence[Sequence[Region]], plans: Sequence[TilePlan]) -> dict[str, torch.Tensor]:
+        """Coverage of regions alone, for pictures whose tiles are not needed (again).
+
+        Args:
+            regions: For each picture the list of its regions.
+            plans: How each picture is tiled.
+
+        Returns:
+            ``region_coverage`` and ``region_image_index`` as in `preprocess`.
+
+        Raises:
+            ValueError: If a region cannot be used; the message names it by its number.
+        """
+        return _cover_regions(regions, plans, self.region_pooling)
+
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:  # type: ignore[override]
+        for name in _DECIDED_BY_TILING:
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} cannot be set: tiling decides every size")
+        for name in ("do_rescale", "do_normalize", "do_convert_rgb"):
+            if kwargs.get(name) is False:
+                raise ValueError(f"{name}=False is not supported: tiles are normalised RGB")
+        for name, values in CHOICES.items():
+            if kwargs[name] not in values:
+                raise ValueError(f"{name} must be one of {values}, not {kwargs[name]!r}")
+        Tiling(kwargs["tile_size"], kwargs["patch_size"], kwargs["scale_factor"], kwargs["max_tiles"])
+
+    def _preprocess_image_like_inputs(  # type: ignore[override]
+        self, images: Any, regions: Sequence[Any] | None, **kwargs: Any
+    ) -> BatchFeature:
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+            regions = None if regions is None else [regions]
+        tiling = Tiling(kwargs["tile_size"], kwargs["patch_size"], kwargs["scale_factor"], kwargs["max_tiles"])
+        pictures = self._load(images, kwargs["device"])
+        plans = [tiling.plan(*picture.shape[-2:]) for picture in pictures]
+        tiles = [self._tiles(picture, plan, kwargs) for picture, plan in zip(pictures, plans, strict=True)]
+        no_tiles = torch.zeros(0, 3, tiling.tile_size, tiling.tile_size)
+        data = {
+            "pixel_values": torch.cat(tiles) if tiles else no_tiles,
+            "tile_grids": torch.tensor([(plan.rows, plan.cols) for plan in plans], dtype=torch.int64).reshape(-1, 2),
+        }
+        if regions is not None:
+            data |= _cover_regions(regions, plans, kwargs["region_pooling"])
+        return BatchFeature(data, tensor_type=kwargs["return_tensors"])
+
+    def _load(self, images: Sequence[Any], device: Any) -> list[torch.Tensor]:
+        """Pictures as uint8 (3, height, width), source pixels."""
+        pictures = []
+        for index, image in enumerate(images):
+            try:
+                picture = load_image(image)
+            except ValueError as error:
+                raise ValueError(f"picture {index}: {error}") from error
+            pictures.append(tvF.pil_to_tensor(picture).to(device))
+        return pictures
+
+    def _tiles(self, picture: torch.Tensor, plan: TilePlan, settings: dict[str, Any]) -> torch.Tensor:
+        """uint8 (3, height, width) source pixels -> normalised float32 (plan.num_tiles, 3, tile_size, tile_size)."""
+        antialias = settings["resize_mode"] == "antialiased"
+        resample = settings["resample"] if antialias else PILImageResampling.BILINEAR
+        if not antialias:
+            picture = self._normalise(picture, settings)
+
+        def fit(source: torch.Tensor, height: int, width: int, box: tuple[int, int]) -> torch.Tensor:
+            resized = self.resize(source, SizeDict(height=height, width=width), resample, antialias=antialias)
+            return _pad(self._normalise(resized, settings) if resized.dtype == torch.uint8 else resized, *box)
+
+        side = plan.tiling.tile_size
+        canvas = fit(picture, plan.resized_height, plan.resized_width, (plan.canvas_height, plan.canvas_width))
+        tiles = canvas.reshape(3, plan.rows, side, plan.cols, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
+        if not plan.has_thumbnail:
+            return tiles
+        source = canvas if settings["thumbnail_source"] == "canvas" else picture
+        thumbnail = fit(source, plan.thumbnail_height, plan.thumbnail_width, (side, side))
+        return torch.cat([tiles, thumbnail[None]])
+
+    def _normalise(self, pixels: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+        """Pixels from 0 to 255 -> float32 of mean 0 and deviation 1 over the tower's training pictures."""
+        return self.rescale_and_normalize(
+            pixels, True, self.rescale_factor, True, settings["image_mean"], settings["image_std"]
+        )
+
+
+def _pad(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Zeros below and to the right: (3, h, w) -> (3, height, width)."""
+    return tvF.pad(pixels, [0, 0, width - pixels.shape[-1], height - pixels.shape[-2]])
+
+
+def _cover_regions(regions: Sequence[Any], plans: Sequence[TilePlan], pooling: str) -> dict[str, torch.Tensor]:
+    """Coverage and picture number of all regions, in order."""
+    if len(regions) != len(plans):
+        raise ValueError(f"{len(plans)} pictures, {len(regions)} lists of regions; each picture needs its own list")
+    max_cells = max((plan.num_cells for plan in plans), default=0)
+    coverage, image_index = [np.zeros((0, max_cells), dtype=np.float32)], []
+    for picture, (plan, of_picture) in enumerate(zip(plans, regions, strict=True)):
+        if isinstance(of_picture, (str, Mapping)) or not isinstance(of_picture, Iterable):
+            raise ValueError(f"picture {picture}: its regions must be a list, not {type(of_picture).__name__}")
+        for number, region in enumerate(of_picture):
+            cells = _cover_region(region, plan, pooling, f"picture {picture}, region {number}")
+            coverage.append(np.pad(cells, (0, max_cells - plan.num_cells))[None])
+            image_index.append(picture)
+    return {
+        "region_coverage": torch.from_numpy(np.concatenate(coverage)),
+        "region_image_index": torch.tensor(image_index, dtype=torch.int64),
+    }
+
+
+def _cover_region(region: Region, plan: TilePlan, pooling: str, name: str) -> np.ndarray:
+    try:
+        return _COVERAGE[pooling](to_mask(region, plan.height, plan.width), plan)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
