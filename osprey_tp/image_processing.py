@@ -127,6 +127,21 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         """
         return super().preprocess(images, regions, **kwargs)
 
+    def cover_regions(self, regions: Sequence[Sequence[Region]], plans: Sequence[TilePlan]) -> dict[str, torch.Tensor]:
+        """Coverage of regions alone, for pictures whose tiles are not needed (again).
+
+        Args:
+            regions: For each picture the list of its regions.
+            plans: How each picture is tiled.
+
+        Returns:
+            ``region_coverage`` and ``region_image_index`` as in `preprocess`.
+
+        Raises:
+            ValueError: If a region cannot be used; the message names it by its number.
+        """
+        return _cover_regions(regions, plans, self.region_pooling)
+
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:  # type: ignore[override]
         for name in _DECIDED_BY_TILING:
             if kwargs.get(name) is not None:

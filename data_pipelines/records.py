@@ -1,0 +1,311 @@
+"""Region records: what every training and evaluation source becomes, and the folders that keep them.
+
+```
+folder/
+  manifest.json            where the records come from, what was left out and why, checksums
+  records-00000.arrow      memory-mapped shards; masks as COCO's compressed RLE at source resolution
+  rejections.jsonl         one line for everything that was left out: {"id", "reason", "detail"}
+```
+
+`data_pipelines.writing` writes such folders.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+MANIFEST_NAME = "manifest.json"
+REJECTIONS_NAME = "rejections.jsonl"
+FOLDER_FORMAT = "osprey_tp region records 1"
+
+REGION_REFERENCE = re.compile(r"<region(\d+)>")
+"""How the texts of turns refer to regions: `<region1>` is the first region of the record."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Part of a picture: its mask, the name of what it shows ("" if unknown), and its box.
+
+    `segmentation` is COCO's compressed RLE `{"size": [height, width], "counts": str}` in source pixels; `box` is
+    (x0, y0, x1, y1) in source pixels, the far ends exclusive, or None.
+    """
+
+    segmentation: dict[str, Any]
+    name: str = ""
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance; the text refers to regions as `<region1>`, `<region2>`, ..."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True)
+class RegionRecord:
+    """A picture, regions in it, and what was said about them.
+
+    `image` is a path relative to the folder of pictures; `height` and `width` are the picture's size in pixels. Turns
+    come in one of three forms:
+
+    * none: the names of the regions are the answers to the source's question;
+    * assistant turns alone: answer k is given to the source's question about region k, or about the whole picture if
+      there are no regions;
+    * user and assistant in turn: questions and their answers.
+    """
+
+    id: str
+    source: str
+    image: str
+    height: int
+    width: int
+    regions: tuple[Region, ...] = ()
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def holds_answers_only(self) -> bool:
+        """Whether the turns are answers to questions that the source's prompts ask."""
+        return bool(self.turns) and all(turn.role == "assistant" for turn in self.turns)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Something of a source that did not become part of a record.
+
+    `reason` is one of few constant phrases, so that equal ones can be counted; `detail` says what was found. `regions`
+    is the number of annotations that were lost by it.
+    """
+
+    id: str
+    reason: str
+    detail: str = ""
+    regions: int = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a record, as a constant phrase and what was found."""
+
+    reason: str
+    detail: str = ""
+
+
+def record_problems(record: RegionRecord) -> list[Problem]:
+    """Everything that would break training on this record and can be told without its picture or its masks."""
+    problems = []
+    if record.height < 1 or record.width < 1:
+        problems.append(Problem("picture without area", f"height {record.height}, width {record.width}"))
+    for number, region in enumerate(record.regions, start=1):
+        if list(region.segmentation["size"]) != [record.height, record.width]:
+            found = f"region{number} is {region.segmentation['size']}, the record [{record.height}, {record.width}]"
+            problems.append(Problem("mask of another size than the record", found))
+        if not record.turns and not region.name.strip():
+            problems.append(Problem("region without a name or an answer", f"region{number}"))
+    if not record.regions and not record.turns:
+        problems.append(Problem("nothing to learn: neither regions nor turns"))
+    return problems + _text_problems(record) + _order_problems(record)
+
+
+def _text_problems(record: RegionRecord) -> list[Problem]:
+    problems = []
+    for text in (*(turn.text for turn in record.turns), *(region.name for region in record.regions)):
+        found = [mark for mark in (IMAGE_TOKEN, REGION_TOKEN) if mark in text]
+        if found:
+            problems.append(Problem("text holds a placeholder of the prompt", f"{found[0]} in {text[:80]!r}"))
+        beyond = [match for match in REGION_REFERENCE.findall(text) if not 1 <= int(match) <= len(record.regions)]
+        if beyond:
+            problems.append(
+                Problem("region reference out of range", f"<region{beyond[0]}>, {len(record.regions)} regions")
+            )
+    for number, turn in enumerate(record.turns, start=1):
+        if not turn.text.strip():
+            kind = "empty answer" if turn.role == "assistant" else "empty question"
+            problems.append(Problem(kind, f"turn {number}"))
+    return problems
+
+
+def _order_problems(record: RegionRecord) -> list[Problem]:
+    roles = [turn.role for turn in record.turns]
+    if record.holds_answers_only:
+        expected = max(1, len(record.regions))
+        if len(roles) != expected:
+            return [Problem("answers and regions differ in number", f"{len(roles)} answers, {expected} expected")]
+    elif roles != (["user", "assistant"] * len(roles))[: len(roles)] or len(roles) % 2:
+        return [Problem("turns do not alternate between user and assistant", " ".join(roles))]
+    return []
+
+
+def confined_path(root: Path, relative: str) -> Path:
+    """The file at `relative` below `root`.
+
+    Raises:
+        ValueError: if the path is empty, absolute, or leaves the root by `..` or through a symbolic link.
+    """
+    path = PurePosixPath(relative.replace("\\", "/"))
+    if not relative or "\0" in relative or path.is_absolute() or ".." in path.parts or Path(relative).drive:
+        raise ValueError(f"image path {relative!r} is not a relative path inside the image folder {root}")
+    resolved = (root / path).resolve()
+    if not resolved.is_relative_to(root.resolve()):
+        raise ValueError(f"image path {relative!r} leaves the image folder {root} through a symbolic link")
+    return resolved
+
+
+def arrow_features() -> Features:
+    """The columns of a shard. The mask's size is that of the record and is not repeated."""
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    return Features(
+        {
+            "id": text,
+            "source": text,
+            "image": text,
+            "height": Value("int32"),
+            "width": Value("int32"),
+            "regions": List({"counts": text, "name": text, "box": List(Value("float64"))}),
+            "turns": List({"role": text, "text": text}),
+        }
+    )
+
+
+def record_to_row(record: RegionRecord) -> dict[str, Any]:
+    """The record as a row of `arrow_features`."""
+    return {
+        "id": record.id,
+        "source": record.source,
+        "image": record.image,
+        "height": record.height,
+        "width": record.width,
+        "regions": [
+            {
+                "counts": region.segmentation["counts"],
+                "name": region.name,
+                "box": None if region.box is None else list(region.box),
+            }
+            for region in record.regions
+        ],
+        "turns": [{"role": turn.role, "text": turn.text} for turn in record.turns],
+    }
+
+
+def record_from_row(row: dict[str, Any]) -> RegionRecord:
+    """The record that `record_to_row` wrote."""
+    size = [row["height"], row["width"]]
+    regions = tuple(
+        Region(
+            {"size": size, "counts": region["counts"]},
+            region["name"],
+            None if region["box"] is None else tuple(region["box"]),
+        )
+        for region in row["regions"]
+    )
+    turns = tuple(Turn(turn["role"], turn["text"]) for turn in row["turns"])
+    return RegionRecord(row["id"], row["source"], row["image"], row["height"], row["width"], regions, turns)
+
+
+class RecordFolder:
+    """A prepared folder as a sequence of `RegionRecord`, memory-mapped: opening it costs no memory per record.
+
+    It can be pickled into worker processes, which map the same pages.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], image_root: Path) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.image_root = image_root
+
+    @classmethod
+    def open(cls, path: str | Path, image_root: str | Path | None = None) -> RecordFolder:
+        """Open the folder at `path`; `image_root` replaces the folder of pictures that its manifest names.
+
+        Raises:
+            ValueError: if it is not a folder of records, or a shard is missing or holds another number of records
+                than the manifest says.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        root = Path(image_root) if image_root is not None else path / manifest["image_root"]
+        folder = cls(path, manifest, root.resolve())
+        for shard in manifest["shards"]:
+            if not (path / shard["name"]).is_file():
+                raise ValueError(f"{path}: shard {shard['name']} is missing; prepare the folder again")
+        promised = manifest["counts"]["out"]["records"]
+        if len(folder) != promised:
+            raise ValueError(f"{path}: {len(folder)} records, the manifest says {promised}; prepare the folder again")
+        return folder
+
+    @cached_property
+    def _table(self) -> Dataset:
+        from datasets import Dataset, concatenate_datasets
+
+        try:
+            return concatenate_datasets(
+                [Dataset.from_file(str(self.path / shard["name"])) for shard in self.manifest["shards"]]
+            )
+        except Exception as error:
+            raise ValueError(f"{self.path}: a shard cannot be read ({_first_line(error)}); prepare it again") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_table"}
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> RegionRecord:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of a folder of {len(self)} records")
+        return record_from_row(self._table[index % len(self)])
+
+    def __iter__(self) -> Iterator[RegionRecord]:
+        return map(record_from_row, iter(self._table))
+
+    def image_path(self, record: RegionRecord) -> Path:
+        """Where the record's picture is.
+
+        Raises:
+            ValueError: naming the record, if the path leaves `image_root`.
+        """
+        try:
+            return confined_path(self.image_root, record.image)
+        except ValueError as error:
+            raise ValueError(f"{error} (record {record.id})") from None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the folder at `path`.
+
+    Raises:
+        ValueError: if there is none, or it is not one of this format.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{path} is not a folder of records: it has no {MANIFEST_NAME}; make one with "
+            "`python -m data_pipelines prepare`"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path / MANIFEST_NAME} cannot be read: {_first_line(error)}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FOLDER_FORMAT:
+        raise ValueError(f"{path / MANIFEST_NAME} is not a manifest of the format {FOLDER_FORMAT!r}")
+    for shard in manifest["shards"]:
+        if Path(shard["name"]).name != shard["name"]:
+            raise ValueError(f"{path / MANIFEST_NAME} names a shard outside the folder: {shard['name']!r}")
+    return manifest
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,295 @@
+"""Configuration of the whole model: one declared, validated, saved place for every choice.
+
+The published system hard-coded its numbers; here sizes come from the two sub-configurations (vision, text) and the
+choices on which published checkpoints depend have names. A *preset* fills those that are left open:
+
+| choice             | `published`                           | `recommended`                                  |
+|--------------------|---------------------------------------|------------------------------------------------|
+| `thumbnail_source` | `canvas`: the padded canvas, squeezed | `image`: the image itself                      |
+| `resize_mode`      | `published`: normalise, then bilinear | `antialiased`: antialiased, then normalise     |
+| `region_pooling`   | `published`: centre pixels, may vanish| `area`: exact area coverage, never vanishes    |
+| row separator      | embedding row 0 (`<unk>`)             | the newline token                              |
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from osprey_tp.tiling import Tiling
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {
+        "thumbnail_source": "canvas",
+        "resize_mode": "published",
+        "region_pooling": "published",
+        "row_separator_token_id": 0,
+    },
+    "recommended": {
+        "thumbnail_source": "image",
+        "resize_mode": "antialiased",
+        "region_pooling": "area",
+        "row_separator_token_id": 13,
+    },
+}
+
+CLIP_VIT_L_14_336 = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+
+VICUNA_7B = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+
+VICUNA_13B = VICUNA_7B | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+
+TINY_VISION: dict[str, dict[str, Any]] = {
+    "clip": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 48,
+        "patch_size": 8,
+        "projection_dim": 32,
+    },
+    "siglip": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 48,
+        "patch_size": 8,
+        "vision_use_head": False,
+    },
+}
+
+_TINY_DECODER = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
+
+TINY_TEXT: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"} | _TINY_DECODER,
+    "qwen3": {"model_type": "qwen3", "head_dim": 16} | _TINY_DECODER,
+}
+
+
+@strict
+class OspreyTPConfig(PreTrainedConfig):
+    """Composite configuration: vision tower, projector, region encoder, language model, and how pictures are cut.
+
+    Args:
+        vision_config: Configuration of any vision transformer of transformers that returns hidden states.
+        text_config: Configuration of any causal language model of transformers.
+        preset: `recommended` or `published`; fills every choice of the table above that is not given.
+        projector_type: How cells become visual tokens; `tokenpacker`.
+        projector_num_attention_heads: Heads of the projector's attention; by default one for every 128 channels of
+            the tower, as published.
+        scale_factor: s; a tile of n x n cells becomes (n/s)^2 visual tokens.
+        max_tiles: Size of the table of tile grids: 9, 16 or 25.
+        feature_layers: Indices into the tower's hidden states (0 is the patch embedding) that the projector and the
+            region encoder read, in this order. The last one is the projector's coarse query.
+        output_norm_scale: If given, the projector and the region encoder end in a LayerNorm whose weight starts at
+            this value, which keeps their tokens near the norm of word embeddings. Published checkpoints have none.
+        region_pooling: `area` (exact share of each cell that the region covers) or `published` (centre pixels).
+        thumbnail_source: `image` or `canvas`.
+        resize_mode: `antialiased` or `published`.
+        image_token_id: Id of `<image>`, repeated once for every visual token.
+        region_token_id: Id of `<mask>`, one for every region.
+        tile_separator_token_id: The embedding of this id stands between two tiles of a row.
+        row_separator_token_id: The embedding of this id ends a row of tiles, and the thumbnail.
+
+    Raises:
+        TypeError: for a keyword that no field has (the nearest one is named).
+        ValueError: for values that cannot work together.
+    """
+
+    model_type = "osprey_tp"
+    sub_configs_defaults = {  # noqa: RUF012 - declared as transformers reads it
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=VICUNA_7B),
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="clip_vision_model", init_kwargs=CLIP_VIT_L_14_336
+        ),
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    preset: Literal["published", "recommended"] = "recommended"
+    projector_type: str = "tokenpacker"
+    projector_num_attention_heads: int | None = None
+    scale_factor: int = 2
+    max_tiles: int = 9
+    feature_layers: list[int] | tuple[int, ...] = (12, 16, 22, 23)
+    output_norm_scale: float | None = None
+    region_pooling: Literal["area", "published"] | None = None
+    thumbnail_source: Literal["image", "canvas"] | None = None
+    resize_mode: Literal["antialiased", "published"] | None = None
+    region_token_id: int = 32000
+    image_token_id: int = 32001
+    tile_separator_token_id: int = 29892
+    row_separator_token_id: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _reject_unknown(kwargs, known=[field.name for field in fields(self)])
+        super().__post_init__(**kwargs)
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.feature_layers = list(self.feature_layers)
+        if self.projector_num_attention_heads is None:
+            self.projector_num_attention_heads = max(1, self.vision_config.hidden_size // 128)
+        self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
+        self._check_tiling()
+        self._check_projector()
+        self._check_feature_layers()
+        self._check_tokens()
+
+    @property
+    def tiling(self) -> Tiling:
+        """The geometry rules that follow from this configuration."""
+        return Tiling(
+            tile_size=_side(self.vision_config.image_size),
+            patch_size=_side(self.vision_config.patch_size),
+            scale_factor=self.scale_factor,
+            max_tiles=self.max_tiles,
+        )
+
+    def _check_tiling(self) -> None:
+        """Tile size, patch size, scale factor and grid table fit together."""
+        _ = self.tiling
+
+    def _check_projector(self) -> None:
+        """The projector exists and its heads divide the tower's width."""
+        from osprey_tp.projector import PROJECTORS
+
+        if self.projector_type not in PROJECTORS:
+            raise ValueError(f"unknown projector {self.projector_type!r}; known: {', '.join(sorted(PROJECTORS))}")
+        width = self.vision_config.hidden_size
+        if width % self.projector_num_attention_heads:
+            raise ValueError(
+                f"projector_num_attention_heads {self.projector_num_attention_heads} does not divide the vision "
+                f"tower's width {width}"
+            )
+
+    def _check_feature_layers(self) -> None:
+        """Every feature layer is a hidden state of the tower."""
+        states = self.vision_config.num_hidden_layers + 1
+        wrong = [layer for layer in self.feature_layers if not 0 <= layer < states]
+        if wrong or not self.feature_layers:
+            raise ValueError(
+                f"feature_layers {self.feature_layers} must name hidden states 0 to {states - 1} of the vision tower"
+            )
+
+    def _check_tokens(self) -> None:
+        """Separators are rows of the embedding; the two placeholders differ from each other and from them."""
+        vocabulary = self.text_config.vocab_size
+        separators = {
+            "tile_separator_token_id": self.tile_separator_token_id,
+            "row_separator_token_id": self.row_separator_token_id,
+        }
+        for name, value in separators.items():
+            if not 0 <= value < vocabulary:
+                raise ValueError(f"{name} {value} is not a row of the embedding ({vocabulary} rows)")
+        if len({self.image_token_id, self.region_token_id, *separators.values()}) != len(set(separators.values())) + 2:
+            raise ValueError(
+                f"image_token_id {self.image_token_id}, region_token_id {self.region_token_id} and the separators "
+                f"{sorted(separators.values())} must not coincide"
+            )
+
+    @classmethod
+    def vicuna_7b(cls, **choices: Any) -> OspreyTPConfig:
+        """CLIP ViT-L/14-336 and Vicuna-7B, the published sizes."""
+        return cls(vision_config=dict(CLIP_VIT_L_14_336), text_config=dict(VICUNA_7B), **choices)
+
+    @classmethod
+    def vicuna_13b(cls, **choices: Any) -> OspreyTPConfig:
+        """CLIP ViT-L/14-336 and Vicuna-13B, the published sizes."""
+        return cls(vision_config=dict(CLIP_VIT_L_14_336), text_config=dict(VICUNA_13B), **choices)
+
+    @classmethod
+    def tiny(cls, vision: str = "clip", language: str = "llama", **choices: Any) -> OspreyTPConfig:
+        """Sizes for tests and demonstrations: a `clip` or `siglip` tower, a `llama` or `qwen3` language model."""
+        vision_config = dict(TINY_VISION[vision])
+        text_config = dict(TINY_TEXT[language])
+        text_config["vocab_size"] = max(choices.pop("vocab_size", 0), text_config["vocab_size"])
+        defaults: dict[str, Any] = {
+            "feature_layers": [1, 2, 3],
+            "projector_num_attention_heads": 2,
+            "tile_separator_token_id": 5,
+            "row_separator_token_id": 6,
+            "region_token_id": 7,
+            "image_token_id": 8,
+        }
+        return cls(vision_config=vision_config, text_config=text_config, **(defaults | choices))
+
+
+def _side(size: int | list[int] | tuple[int, int]) -> int:
+    if isinstance(size, int):
+        return size
+    if len(set(size)) != 1:
+        raise ValueError(f"tiles and patches are square; the vision tower has {tuple(size)}")
+    return size[0]
+
+
+_FRAMEWORK_KEYWORDS = {
+    "attn_implementation",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "use_cache",
+}
+"""Keywords that transformers itself reads, beside the declared fields."""
+
+
+def _reject_unknown(keywords: dict[str, Any], known: list[str]) -> None:
+    """Raise TypeError for keywords that are neither fields, nor transformers' own, nor private to it."""
+    for name in keywords:
+        if name.startswith("_") or name in _FRAMEWORK_KEYWORDS:
+            continue
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise TypeError(f"OspreyTPConfig has no setting {name!r}{hint}")

@@ -1,0 +1,376 @@
+"""The whole model: vision tower, projector, region encoder and language model.
+
+```
+pixel_values (tiles, 3, S, S) ─► vision tower ─► cells (levels, tiles, n·n, C)
+cells ─► projector ─► (tiles, t, D) ─► with separators, picture by picture ─► visual tokens [(v_i, D), ...]
+cells, coverage (regions, cells) ─► region encoder ─► region tokens (regions, D)
+input_ids (B, N) ─► embeddings (B, N, D), visual tokens at <image>, region tokens at <mask> ─► language model ─► logits
+```
+
+Letters: B prompts, N prompt tokens, S tile side in pixels, n cells a side, C tower width, t tokens a tile, D language
+width. Pictures and regions of a batch stand in the order of their prompts; regions of one prompt picture by picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple
+
+from osprey_tp.configuration import OspreyTPConfig
+from osprey_tp.projector import build_projector
+from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
+from osprey_tp.region_encoder import RegionEncoder
+from osprey_tp.tiling import count_tiles, visual_token_layout
+
+
+@dataclass
+class OspreyTPFeatures(BaseModelOutputWithPooling):
+    """What pictures and regions contribute to the prompts of a batch.
+
+    Attributes:
+        pooler_output: One tensor a picture, its visual tokens with separators, (v_i, D).
+        region_tokens: (regions, D).
+    """
+
+    pooler_output: list[Tensor] | None = None
+    region_tokens: Tensor | None = None
+
+
+class OspreyTPPreTrainedModel(PreTrainedModel):
+    """What both model classes tell transformers about themselves."""
+
+    config: OspreyTPConfig
+    config_class = OspreyTPConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        scale = self.config.output_norm_scale if isinstance(self.config, OspreyTPConfig) else None
+        output_norm = getattr(module, "output_norm", None)
+        if scale is not None and isinstance(output_norm, nn.LayerNorm):
+            init.constant_(output_norm.weight, scale)
+
+
+class OspreyTPModel(OspreyTPPreTrainedModel):
+    """Vision tower, projector, region encoder and language model without its head."""
+
+    def __init__(self, config: OspreyTPConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.projector = build_projector(config)
+        self.region_encoder = RegionEncoder(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's word embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's word embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def encode_tiles(self, pixel_values: Tensor) -> Tensor:
+        """Run the tower once on every tile.
+
+        Args:
+            pixel_values: (tiles, 3, S, S).
+
+        Returns:
+            (levels, tiles, n·n, C), the hidden states at `feature_layers` without class tokens.
+        """
+        layers = self.config.feature_layers
+        states = self.vision_tower(
+            pixel_values.to(self.vision_tower.dtype), output_hidden_states=sorted(set(layers)), return_dict=True
+        ).hidden_states
+        cells = self.config.tiling.cells_per_tile
+        return torch.stack([states[layer][:, -cells:] for layer in layers])
+
+    def visual_tokens(self, cells: Tensor, tile_grids: Tensor) -> list[Tensor]:
+        """Project the cells of every tile and lay the tokens of each picture out with separators.
+
+        Args:
+            cells: (levels, tiles, n·n, C).
+            tile_grids: (pictures, 2), rows and columns of each picture's tile grid.
+
+        Returns:
+            One (v_i, D) tensor a picture.
+        """
+        tokens = self.projector(cells)  # (tiles, t, D)
+        separators = torch.tensor(
+            [self.config.tile_separator_token_id, self.config.row_separator_token_id], device=tokens.device
+        )
+        table = torch.cat([self.get_input_embeddings()(separators).to(tokens.dtype), tokens.flatten(0, 1)])
+        pictures, first = [], 0
+        for rows, cols in tile_grids.tolist():
+            layout = torch.from_numpy(visual_token_layout(rows, cols, tokens.shape[1])).to(tokens.device)
+            pictures.append(table[torch.where(layout < len(separators), layout, layout + first)])
+            first += count_tiles(rows, cols) * tokens.shape[1]
+        return pictures
+
+    def region_tokens(
+        self, cells: Tensor, tile_grids: Tensor, region_coverage: Tensor, region_image_index: Tensor
+    ) -> Tensor:
+        """Encode every region of the batch.
+
+        Args:
+            cells: (levels, tiles, n·n, C).
+            tile_grids: (pictures, 2).
+            region_coverage: (regions, cells of the largest picture).
+            region_image_index: (regions,), the picture each region belongs to.
+
+        Returns:
+            (regions, D).
+        """
+        tiles = [count_tiles(rows, cols) for rows, cols in tile_grids.tolist()]
+        first_tiles = torch.tensor([0, *tiles[:-1]], device=cells.device).cumsum(0)
+        first_cells = first_tiles[region_image_index] * cells.shape[2]
+        return self.region_encoder(cells, region_coverage, first_cells)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        tile_grids: Tensor,
+        region_coverage: Tensor | None = None,
+        region_image_index: Tensor | None = None,
+        **kwargs: Any,
+    ) -> OspreyTPFeatures:
+        """Visual tokens of every picture and tokens of every region; `generate` calls this once.
+
+        Args:
+            pixel_values: (tiles, 3, S, S), tiles of all pictures one after the other.
+            tile_grids: (pictures, 2).
+            region_coverage: (regions, cells of the largest picture), or None for no regions.
+            region_image_index: (regions,).
+            kwargs: Ignored; transformers passes output flags here.
+
+        Raises:
+            ValueError: if tiles and grids do not add up.
+        """
+        expected = sum(count_tiles(rows, cols) for rows, cols in tile_grids.tolist())
+        if expected != pixel_values.shape[0]:
+            raise ValueError(
+                f"{pixel_values.shape[0]} tiles in pixel_values, but the grids {tile_grids.tolist()} need {expected}; "
+                "pass both as the processor made them"
+            )
+        cells = self.encode_tiles(pixel_values)
+        region_tokens = None
+        if region_coverage is not None and region_image_index is not None and len(region_coverage):
+            region_tokens = self.region_tokens(cells, tile_grids, region_coverage, region_image_index)
+        return OspreyTPFeatures(pooler_output=self.visual_tokens(cells, tile_grids), region_tokens=region_tokens)
+
+    def embed_prompt(self, input_ids: Tensor, features: OspreyTPFeatures | None) -> Tensor:
+        """Embed `input_ids` (B, N) with visual tokens at `<image>` and region tokens at `<mask>`: (B, N, D).
+
+        Raises:
+            ValueError: if placeholders and features do not have the same number.
+        """
+        pictures = features.pooler_output if features is not None else None
+        regions = features.region_tokens if features is not None else None
+        replacements = (
+            (IMAGE_TOKEN, input_ids == self.config.image_token_id, torch.cat(pictures) if pictures else None),
+            (REGION_TOKEN, input_ids == self.config.region_token_id, regions),
+        )
+        # placeholders need no row of their own: published vocabularies have none for <mask>
+        words = input_ids.masked_fill(replacements[0][1] | replacements[1][1], 0)
+        embeddings = self.get_input_embeddings()(words)
+        for token, places, tokens in replacements:
+            available = 0 if tokens is None else len(tokens)
+            if int(places.sum()) != available:
+                raise ValueError(
+                    f"{int(places.sum())} {token} placeholders in input_ids, but {available} tokens to put there; "
+                    "pass pictures and regions as the processor counted them, and do not truncate"
+                )
+            if tokens is not None:
+                embeddings = embeddings.masked_scatter(places.unsqueeze(-1), tokens.to(embeddings.dtype))
+        return embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        tile_grids: Tensor | None = None,
+        region_coverage: Tensor | None = None,
+        region_image_index: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, OspreyTPFeatures] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the model; arguments as in `get_image_features`, the rest as in any decoder of transformers.
+
+        `mm_encoder_outputs["image"]` holds features computed before (by `generate`, or by a session).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        features = (mm_encoder_outputs or {}).get("image")
+        if features is None and pixel_values is not None and len(pixel_values):
+            if tile_grids is None:
+                raise ValueError("pixel_values come without tile_grids; pass both as the processor made them")
+            features = self.get_image_features(pixel_values, tile_grids, region_coverage, region_image_index)
+        if inputs_embeds is None:
+            decoding = features is None and past_key_values is not None and past_key_values.get_seq_length() > 0
+            inputs_embeds = self._embed_generated(input_ids) if decoding else self.embed_prompt(input_ids, features)
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+    def _embed_generated(self, input_ids: Tensor) -> Tensor:
+        """Embed tokens that the model itself produced: a placeholder among them is a word like any other."""
+        rows = self.get_input_embeddings().weight.shape[0]
+        return self.get_input_embeddings()(input_ids.masked_fill(input_ids >= rows, 0))
+
+
+class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin):
+    """`OspreyTPModel` with a language-model head: loss, logits, `generate`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: OspreyTPConfig) -> None:
+        super().__init__(config)
+        self.model = OspreyTPModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls, vision_tower: PreTrainedModel, language_model: PreTrainedModel, **choices: Any
+    ) -> OspreyTPForConditionalGeneration:
+        """Put a trained tower and a trained causal language model together; projector and region encoder are new.
+
+        Args:
+            vision_tower: Any vision transformer of transformers with hidden states, or a model that holds one as
+                `vision_model`.
+            language_model: Any causal language model of transformers.
+            choices: Fields of `OspreyTPConfig` (token ids, scale factor, preset, ...).
+        """
+        vision_tower = getattr(vision_tower, "vision_model", vision_tower)
+        config = OspreyTPConfig(
+            vision_config=vision_tower.config, text_config=language_model.config.get_text_config(), **choices
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        parts = model.model
+        parts.projector, parts.region_encoder = build_projector(config), RegionEncoder(config)
+        for part in (parts.projector, parts.region_encoder):
+            part.apply(model._init_weights)
+            part.to(device=language_model.device, dtype=language_model.dtype)
+        parts.vision_tower = vision_tower
+        parts.language_model = language_model.base_model
+        model.lm_head = language_model.get_output_embeddings()
+        model.generation_config = language_model.generation_config
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's word embeddings."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's word embeddings."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return self.lm_head
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> OspreyTPFeatures:
+        """See `OspreyTPModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        tile_grids: Tensor | None = None,
+        region_coverage: Tensor | None = None,
+        region_image_index: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, OspreyTPFeatures] | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss over `labels` (B, N), where -100 marks every token that is not an answer."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            tile_grids=tile_grids,
+            region_coverage=region_coverage,
+            region_image_index=region_image_index,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            vocabulary = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _expand_multimodal_outputs(
+        self,
+        input_ids: Tensor,
+        mm_encoder_output: dict[str, OspreyTPFeatures],
+        expand_size: int = 1,
+        inputs_embeds: Tensor | None = None,
+    ) -> dict[str, OspreyTPFeatures]:
+        """Repeat pictures and regions prompt by prompt, for beams and several returned sequences."""
+        features = mm_encoder_output.get("image")
+        if features is None:
+            return mm_encoder_output
+        pictures = list(features.pooler_output or [])  # empty where a session has read them into the cache
+        repeated_pictures: list[Tensor] = []
+        for placeholders in (input_ids == self.config.image_token_id).sum(dim=1).tolist():
+            of_prompt: list[Tensor] = []
+            while pictures and sum(map(len, of_prompt)) < placeholders:
+                of_prompt.append(pictures.pop(0))
+            repeated_pictures += of_prompt * expand_size
+        region_tokens = features.region_tokens
+        if region_tokens is not None:
+            counts = (input_ids == self.config.region_token_id).sum(dim=1).tolist()
+            groups = [group.repeat(expand_size, 1) for group in region_tokens.split(counts)]
+            region_tokens = torch.cat(groups)
+        repeated = OspreyTPFeatures(pooler_output=repeated_pictures, region_tokens=region_tokens)
+        return {**mm_encoder_output, "image": repeated}

@@ -1,0 +1,75 @@
+"""From the cells a region covers to its one token of the prompt: Osprey-style mask pooling.
+
+```
+coverage (regions, cells) ─► rows that sum to 1 ─► weights (regions, cells of the batch)
+levels (L, cells of the batch, C) ─► weights @ levels ─► (L, regions, C)
+(L, regions, C) ─► one Linear a level, summed ─► Linear ─► (regions, D)
+```
+
+As `MaskExtractor` of the published code ("Osprey: Pixel Understanding with Visual Instruction Tuning", section 3.2),
+but as one matrix product over the cells that the projector reads anyway: no feature map is put together, and there is
+no loop over images, regions or levels. Which cells count, and how much, is the image processor's choice
+(`region_pooling`); a region whose coverage is all zero pools to the zero vector, as published.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from osprey_tp.projector import output_norm
+
+if TYPE_CHECKING:
+    from osprey_tp.configuration import OspreyTPConfig
+
+
+class RegionEncoder(nn.Module):
+    """Pool features under regions and turn each into one token.
+
+    Args:
+        config: Sizes are read from it: the tower's width C, the number of levels L, the language model's width D.
+    """
+
+    def __init__(self, config: OspreyTPConfig) -> None:
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.level_projections = nn.ModuleList(nn.Linear(width, width) for _ in config.feature_layers)
+        self.output = nn.Linear(width, config.text_config.hidden_size)
+        self.output_norm = output_norm(config)
+
+    def forward(self, features: Tensor, coverage: Tensor, first_cells: Tensor) -> Tensor:
+        """Encode every region of the batch.
+
+        Args:
+            features: (levels, tiles, n·n, C), the tower's hidden states of all tiles of the batch.
+            coverage: (regions, cells), how much of each cell of its own picture a region covers, tile-major, zero
+                beyond the picture's last cell.
+            first_cells: (regions,), index of the first cell of each region's picture among all cells of the batch.
+
+        Returns:
+            (regions, D), one token a region.
+        """
+        pooled = pool(features.flatten(1, 2), coverage, first_cells)  # (levels, regions, C)
+        projected = [project(level) for project, level in zip(self.level_projections, pooled, strict=True)]
+        return self.output_norm(self.output(torch.stack(projected).sum(dim=0)))
+
+
+def pool(cells: Tensor, coverage: Tensor, first_cells: Tensor) -> Tensor:
+    """Mean of the cells under each region, weighted by coverage.
+
+    Args:
+        cells: (levels, cells of the batch, C).
+        coverage: (regions, cells of a picture).
+        first_cells: (regions,).
+
+    Returns:
+        (levels, regions, C) in the dtype of `cells`; computed in float32. Zero where a region covers nothing.
+    """
+    weights = coverage.float()
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    columns = first_cells[:, None] + torch.arange(weights.shape[1], device=weights.device)
+    placed = weights.new_zeros(weights.shape[0], cells.shape[1])
+    placed.scatter_add_(1, columns.clamp_max(cells.shape[1] - 1), weights)
+    return (placed @ cells.float()).to(cells.dtype)

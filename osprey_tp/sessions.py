@@ -1,0 +1,410 @@
+"""Encode a picture once, ask about many regions.
+
+```
+RegionDescriber(model, processor)
+  └─ open(image) ─► ImageSession: cells of every tile, visual tokens, cache of the prompt up to the last visual token
+       ├─ ask(regions, question)     one answer a region, in batches over copies of the cached prefix
+       ├─ stream(regions, question)  one answer, piece by piece
+       ├─ chat(message, regions)     turns and region names are kept
+       └─ score(texts, regions)      log-likelihood of every text as the answer about every region
+```
+
+A prompt is `[prefix: system text, <image> tokens][suffix: question with <mask>, opening of the answer]`. The prefix is
+the same for every question about the picture, so the language model reads it once; a batch of suffixes is padded
+between the two.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, BatchFeature, DynamicCache, StoppingCriteria, TextIteratorStreamer
+
+from osprey_tp.images import load_image
+from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
+from osprey_tp.processing import IGNORED_LABEL, OspreyTPProcessor
+from osprey_tp.prompts import (
+    CATEGORY_QUESTION,
+    OVERVIEW,
+    REGION_TOKEN,
+    region_introduction,
+    region_name,
+    require_one_region,
+)
+
+DEFAULT_NEW_TOKENS = 64
+
+
+class RegionDescriber:
+    """A loaded model and its processor.
+
+    Args:
+        model: Put into evaluation mode.
+        processor: Must fit the model's configuration.
+
+    Raises:
+        ValueError: if model and processor disagree.
+    """
+
+    def __init__(self, model: OspreyTPForConditionalGeneration, processor: OspreyTPProcessor) -> None:
+        processor.check_fits(model.config)
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    ) -> RegionDescriber:
+        """Load the model folder that training or conversion wrote.
+
+        Args:
+            folder: Holds config.json, safetensors weights and the processor.
+            device: By default a GPU if there is one.
+            dtype: By default the dtype of the weights.
+
+        Raises:
+            FileNotFoundError: if the folder or a part of it is missing.
+        """
+        folder = Path(folder)
+        needed = {
+            "config.json": "a model folder has one",
+            "processor_config.json": "save the processor beside the model: processor.save_pretrained(folder)",
+        }
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no model folder {folder}")
+        for name, remedy in needed.items():
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} holds no {name}; {remedy}")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = OspreyTPForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto")
+        return cls(model.to(device), AutoProcessor.from_pretrained(folder))
+
+    def open(self, image: Any, overview: str = OVERVIEW) -> ImageSession:
+        """Encode a picture (PIL, array, tensor, path) and return the session about it.
+
+        Args:
+            image: The picture.
+            overview: The sentence between the picture and every question; the default is what region models learn.
+        """
+        return ImageSession(self, image, overview)
+
+
+class ImageSession:
+    """One encoded picture that can be asked about its regions; made by `RegionDescriber.open`.
+
+    Attributes:
+        image: The picture, PIL RGB.
+        height, width: Its size in source pixels.
+        turns: The chat so far, (role, text) pairs.
+        region_names: Names of the regions that the chat knows, in order.
+    """
+
+    @torch.no_grad()
+    def __init__(self, describer: RegionDescriber, image: Any, overview: str = OVERVIEW) -> None:
+        self._model, self._processor = describer.model, describer.processor
+        self._overview = overview
+        self.image = load_image(image)
+        self.width, self.height = self.image.size
+        self._plan = self._processor.image_processor.tiling.plan(self.height, self.width)
+        pictures = self._processor.image_processor.preprocess([self.image], return_tensors="pt")
+        self._tile_grids = pictures["tile_grids"]
+        self._cells = self._model.model.encode_tiles(pictures["pixel_values"].to(self._model.device))
+        self._visual_tokens = self._model.model.visual_tokens(self._cells, self._tile_grids)
+        self._prefix_ids: list[int] = []
+        self._prefix_cache: DynamicCache | None = None
+        self._chat_regions: list[Any] = []
+        self.turns: list[tuple[str, str]] = []
+
+    @property
+    def region_names(self) -> list[str]:
+        """Names of the regions that the chat knows: region1, region2, ..."""
+        return [region_name(index) for index in range(len(self._chat_regions))]
+
+    def ask(
+        self,
+        regions: Sequence[Any],
+        question: str | Sequence[str] = CATEGORY_QUESTION,
+        *,
+        together: bool = False,
+        batch_size: int = 16,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        **generate_options: Any,
+    ) -> list[str]:
+        """Ask about regions; greedy unless `generate_options` say otherwise.
+
+        Args:
+            regions: Regions in any form of `osprey_tp.masks`.
+            question: Holds one `<mask>`; or one question a region.
+            together: Ask one question about all regions at once; it holds a `<mask>` for each.
+            batch_size: Regions answered at a time.
+            max_new_tokens: Limit of an answer.
+            generate_options: Passed to `generate` (`do_sample`, `temperature`, `num_beams`, ...).
+
+        Returns:
+            One answer a region, in order (one in all if `together`).
+
+        Raises:
+            ValueError: if questions, placeholders and regions do not fit, or a region cannot be used.
+        """
+        groups, questions = self._pair(regions, question, together)
+        answers: list[str] = []
+        for first in range(0, len(groups), batch_size):
+            conversations = [
+                self._conversation(of_question, text)
+                for of_question, text in zip(
+                    groups[first : first + batch_size], questions[first : first + batch_size], strict=True
+                )
+            ]
+            answers += self._generate(conversations, max_new_tokens=max_new_tokens, **generate_options)
+        return answers
+
+    def stream(
+        self,
+        regions: Sequence[Any],
+        question: str,
+        *,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        **generate_options: Any,
+    ) -> Iterator[str]:
+        """Ask one question about `regions` (a `<mask>` for each) and yield the answer piece by piece.
+
+        Closing the iterator ends the generation. Raises as `ask`, before the first piece.
+        """
+        conversation = self._conversation(list(regions), self._check_together(regions, question))
+        return self._stream(conversation, max_new_tokens=max_new_tokens, **generate_options)
+
+    def chat(
+        self,
+        message: str,
+        regions: Sequence[Any] = (),
+        *,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        **generate_options: Any,
+    ) -> str:
+        """Take one turn of a conversation about the picture.
+
+        Args:
+            message: May name regions of earlier turns (`region1`). With new `regions` it either holds a `<mask>` for
+                each, or none, and then they are introduced by name.
+            regions: Regions that this turn adds.
+            max_new_tokens: Limit of the answer.
+            generate_options: Passed to `generate`.
+
+        Returns:
+            The answer; it and the message are appended to `turns`.
+        """
+        regions = list(regions)
+        if regions and REGION_TOKEN not in message:
+            message = region_introduction(len(regions), first=len(self._chat_regions)) + message
+        self._check_together(regions, message)
+        turns = [*self.turns, ("user", message)]
+        known = [*self._chat_regions, *regions]
+        messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
+        messages[0] = self._opening(known, turns[0][1])
+        answer = self._generate([messages], max_new_tokens=max_new_tokens, **generate_options)[0]
+        self.turns, self._chat_regions = [*turns, ("assistant", answer)], known
+        return answer
+
+    def reset_chat(self) -> None:
+        """Forget turns and regions of the chat; the encoded picture stays."""
+        self.turns, self._chat_regions = [], []
+
+    @torch.no_grad()
+    def score(
+        self,
+        texts: Sequence[str],
+        regions: Sequence[Any],
+        question: str = CATEGORY_QUESTION,
+        *,
+        batch_size: int = 16,
+    ) -> np.ndarray:
+        """Log-likelihood of every text as the answer about every region.
+
+        Args:
+            texts: Candidate answers.
+            regions: Regions in any form of `osprey_tp.masks`.
+            question: Holds one `<mask>`.
+            batch_size: Pairs scored at a time.
+
+        Returns:
+            (regions, texts) float64, the sum over the tokens of the text and its end token, natural logarithm.
+        """
+        groups, questions = self._pair(regions, question, together=False)
+        conversations = [
+            [*self._conversation(of_question, asked), {"role": "assistant", "content": text}]
+            for of_question, asked in zip(groups, questions, strict=True)
+            for text in texts
+        ]
+        scores: list[float] = []
+        for first in range(0, len(conversations), batch_size):
+            scores += self._log_likelihoods(conversations[first : first + batch_size])
+        return np.array(scores, dtype=np.float64).reshape(len(groups), len(texts))
+
+    def _pair(
+        self, regions: Sequence[Any], question: str | Sequence[str], together: bool
+    ) -> tuple[list[list[Any]], list[str]]:
+        """One group of regions and one question for every answer."""
+        regions = list(regions)
+        if together:
+            if not isinstance(question, str):
+                raise ValueError(f"together=True takes one question about all regions, got {len(question)}")
+            return [regions], [self._check_together(regions, question)]
+        questions = [question] * len(regions) if isinstance(question, str) else list(question)
+        if len(questions) != len(regions):
+            raise ValueError(f"{len(questions)} questions, {len(regions)} regions; pass one question for each region")
+        return [[region] for region in regions], [require_one_region(text) for text in questions]
+
+    @staticmethod
+    def _check_together(regions: Sequence[Any], question: str) -> str:
+        placeholders = question.count(REGION_TOKEN)
+        if placeholders != len(regions):
+            raise ValueError(
+                f"{placeholders} {REGION_TOKEN} placeholders, {len(regions)} regions; write {REGION_TOKEN} once for "
+                f"every region: {question!r}"
+            )
+        return question
+
+    def _opening(self, regions: list[Any], question: str) -> dict[str, Any]:
+        """The first user message: the picture with the regions of the whole conversation, and the question."""
+        picture = {"type": "image", "image": self._plan, "regions": regions}
+        return {"role": "user", "content": [picture, {"type": "text", "text": self._overview + question}]}
+
+    def _conversation(self, regions: list[Any], question: str) -> list[dict[str, Any]]:
+        return [self._opening(regions, question)]
+
+    def _suffixes(self, batch: BatchFeature) -> list[Tensor]:
+        """Cut every prompt after its last visual token; the first time, let the language model read what is before."""
+        ids, kept = batch["input_ids"], batch["attention_mask"].bool()
+        rows = [row[mask] for row, mask in zip(ids, kept, strict=True)]
+        ends = [int((row == self._processor.image_token_id).nonzero()[-1]) + 1 for row in rows]
+        if self._prefix_cache is None:
+            self._read_prefix(rows[0][: ends[0]])
+        return [row[end:] for row, end in zip(rows, ends, strict=True)]
+
+    @torch.no_grad()
+    def _read_prefix(self, ids: Tensor) -> None:
+        cache = DynamicCache(config=self._model.config.text_config)
+        self._model.model(
+            input_ids=ids[None].to(self._model.device),
+            past_key_values=cache,
+            use_cache=True,
+            mm_encoder_outputs={"image": OspreyTPFeatures(pooler_output=self._visual_tokens)},
+        )
+        self._prefix_ids, self._prefix_cache = ids.tolist(), cache
+
+    def _prefix_copies(self, count: int) -> DynamicCache:
+        cache = copy.deepcopy(self._prefix_cache)
+        assert cache is not None
+        cache.batch_repeat_interleave(count)
+        return cache
+
+    def _features(self, batch: BatchFeature) -> dict[str, OspreyTPFeatures]:
+        """Region tokens of a batch of suffixes; the picture itself is in the prefix."""
+        tokens = None
+        coverage = batch["region_coverage"].to(self._model.device)
+        if len(coverage):
+            picture = torch.zeros(len(coverage), dtype=torch.long, device=coverage.device)
+            tokens = self._model.model.region_tokens(self._cells, self._tile_grids, coverage, picture)
+        return {"image": OspreyTPFeatures(pooler_output=[], region_tokens=tokens)}
+
+    def _join(self, suffixes: list[Tensor], padding_side: str) -> tuple[Tensor, Tensor]:
+        """input_ids and attention_mask (B, prefix + suffix), padded between the two or at the end."""
+        padding = self._processor.tokenizer.pad_token_id
+        padded = torch.nn.utils.rnn.pad_sequence(
+            suffixes, batch_first=True, padding_value=padding, padding_side=padding_side
+        )
+        kept = torch.nn.utils.rnn.pad_sequence(
+            [torch.ones_like(suffix) for suffix in suffixes], batch_first=True, padding_side=padding_side
+        )
+        prefix = torch.tensor(self._prefix_ids).expand(len(suffixes), -1)
+        input_ids = torch.cat([prefix, padded], dim=1)
+        attention_mask = torch.cat([torch.ones_like(prefix), kept], dim=1)
+        return input_ids.to(self._model.device), attention_mask.to(self._model.device)
+
+    @torch.no_grad()
+    def _generation_inputs(self, conversations: list[list[dict[str, Any]]], options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("num_return_sequences", 1) != 1:
+            raise ValueError("a region gets one answer: num_return_sequences must be 1; ask several times to sample")
+        batch = self._processor.prepare(conversations, add_generation_prompt=True)
+        input_ids, attention_mask = self._join(self._suffixes(batch), padding_side="left")
+        tokenizer, generation = self._processor.tokenizer, self._model.generation_config
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "past_key_values": self._prefix_copies(len(conversations) * options.get("num_beams", 1)),
+            "mm_encoder_outputs": self._features(batch),
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": generation.eos_token_id if generation.eos_token_id is not None else tokenizer.eos_token_id,
+            "do_sample": False,
+        } | options
+
+    def _generate(self, conversations: list[list[dict[str, Any]]], **options: Any) -> list[str]:
+        inputs = self._generation_inputs(conversations, options)
+        generated = self._model.generate(**inputs)
+        return self._processor.decode_answers(generated, inputs["input_ids"].shape[1])
+
+    def _stream(self, conversation: list[dict[str, Any]], **options: Any) -> Iterator[str]:
+        inputs = self._generation_inputs([conversation], options)
+        streamer = TextIteratorStreamer(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stop = _StopWhenAsked()
+        failure: list[BaseException] = []
+
+        def generate() -> None:
+            try:
+                self._model.generate(**inputs, streamer=streamer, stopping_criteria=[stop])
+            except BaseException as error:  # handed to the reader below, in whose thread it belongs
+                failure.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=generate, daemon=True)
+
+        def pieces() -> Iterator[str]:
+            thread.start()
+            try:
+                yield from (piece for piece in streamer if piece)
+            finally:
+                stop.asked.set()
+                thread.join()
+            if failure:
+                raise failure[0]
+
+        return pieces()
+
+    def _log_likelihoods(self, conversations: list[list[dict[str, Any]]]) -> list[float]:
+        batch = self._processor.prepare(conversations, return_labels=True)
+        suffixes = self._suffixes(batch)
+        answers = [
+            labels[mask][-len(suffix) :]
+            for labels, mask, suffix in zip(batch["labels"], batch["attention_mask"].bool(), suffixes, strict=True)
+        ]
+        input_ids, attention_mask = self._join(suffixes, padding_side="right")
+        new = input_ids[:, len(self._prefix_ids) :]
+        logits = self._model(
+            input_ids=new,
+            attention_mask=attention_mask,
+            past_key_values=self._prefix_copies(len(conversations)),
+            mm_encoder_outputs=self._features(batch),
+            use_cache=True,
+        ).logits
+        labels = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=IGNORED_LABEL)
+        labels = labels.to(logits.device)[:, 1:]
+        log_probabilities = logits[:, :-1].double().log_softmax(-1)
+        chosen = log_probabilities.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        return chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
+
+
+class _StopWhenAsked(StoppingCriteria):
+    """Ends a generation whose reader has gone away."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.asked.is_set(), device=input_ids.device)

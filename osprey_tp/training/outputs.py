@@ -1,0 +1,95 @@
+"""The output folder of a run: written aside, renamed when complete; what an interrupted run left is found again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from osprey_tp.training.arguments import RunSettings
+
+SETTINGS_FILE = "run_settings.yaml"
+LOG_FILE = "training_log.json"
+TABLE_FILE = "trained_parts.json"
+
+_NO_MATTER_FOR_THE_RESULT = ("resume", "workers", "save_every", "keep_checkpoints", "report_to", "output", "device")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes.
+
+    Attributes:
+        output: The finished folder: model, processor, settings, loss log.
+        work: Beside it, while the run goes on: settings, checkpoints, and at last the folder to rename.
+    """
+
+    output: Path
+    work: Path
+
+    @classmethod
+    def of(cls, settings: RunSettings) -> RunFolder:
+        """The folders of the run that `settings` describes."""
+        output = Path(settings.output)
+        return cls(output=output, work=output.with_name(f"{output.name}.unfinished"))
+
+    def prepare(self, settings: RunSettings) -> Literal["finished", "interrupted", "new"]:
+        """Find out whether the run is finished or was interrupted, and make the work folder if it goes on.
+
+        Raises:
+            ValueError: if the folder holds a run with other settings, or anything else.
+        """
+        if self.output.exists():
+            if settings.resume == "auto" and (self.output / SETTINGS_FILE).is_file():
+                _require_same(self.output, settings)
+                return "finished"
+            raise ValueError(f"{self.output} exists; remove it, or name another output")
+        if settings.resume == "never":
+            shutil.rmtree(self.work, ignore_errors=True)
+        if (self.work / SETTINGS_FILE).is_file():
+            _require_same(self.work, settings)
+            return "interrupted" if self.newest_checkpoint() is not None else "new"
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_settings(self.work, settings)
+        return "new"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint in the work folder."""
+        complete = [path.parent for path in self.work.glob("checkpoint-*/trainer_state.json")]
+        return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+    @property
+    def result(self) -> Path:
+        """Where the finished model is written before `publish` renames it."""
+        return self.work / "result"
+
+    def publish(self) -> None:
+        """Rename the complete result to the output folder and remove the work folder."""
+        self.result.rename(self.output)
+        shutil.rmtree(self.work)
+
+
+def write_settings(folder: Path, settings: RunSettings) -> None:
+    """Write the settings of a run into `folder`."""
+    text = yaml.safe_dump(settings.as_dict(), sort_keys=False)
+    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` as indented JSON."""
+    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _require_same(folder: Path, settings: RunSettings) -> None:
+    """Raise ValueError, naming the first difference, unless `folder` holds a run with the same settings."""
+    saved = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    for name, value in settings.as_dict().items():
+        if name not in _NO_MATTER_FOR_THE_RESULT and saved.get(name) != value:
+            raise ValueError(
+                f"{folder} holds a run with {name}: {saved.get(name)}, not {value}; remove it, name another output, "
+                "or set resume=never"
+            )

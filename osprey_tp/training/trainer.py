@@ -1,0 +1,102 @@
+"""The Trainer of transformers, told which parts train at which rate, and that a frozen tower stays frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from osprey_tp.modeling import OspreyTPForConditionalGeneration
+from osprey_tp.processing import OspreyTPProcessor
+from osprey_tp.training.arguments import RunSettings
+from osprey_tp.training.collator import ConversationCollator
+from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, parameters_of
+
+
+class StageTrainer(Trainer):
+    """A Trainer with one learning rate for each part of the model.
+
+    Args:
+        model: Model to which `stage` has been applied.
+        stage: What trains, at which rate.
+        settings: The run.
+        processor: Renders conversations, with the stage's chat template.
+        dataset: Samples `{"id", "conversation"}`.
+        folder: Where checkpoints go.
+    """
+
+    def __init__(
+        self,
+        model: OspreyTPForConditionalGeneration,
+        stage: Stage,
+        settings: RunSettings,
+        processor: OspreyTPProcessor,
+        dataset: Dataset,
+        folder: Path,
+    ) -> None:
+        self.stage = stage
+        self.whole_model = model
+        super().__init__(
+            model=model,
+            args=training_arguments(settings, stage, folder),
+            data_collator=ConversationCollator(processor),
+            train_dataset=dataset,
+            processing_class=processor,
+        )
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW (or what the arguments name) with a group of parameters for every part that trains."""
+        if self.optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.whole_model)
+            groups = [
+                {"params": parameters_of(self.whole_model, part), "lr": rate}
+                for part, rate in self.stage.learning_rates.items()
+            ]
+            self.optimizer = optimizer_class(groups, **(options | {"weight_decay": self.args.weight_decay}))
+        return super().create_optimizer(model)
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's own loss; the Trainer has just put all of the model in training mode, the tower too."""
+        keep_frozen_tower_in_evaluation_mode(self.whole_model)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @property
+    def loss_log(self) -> list[dict[str, float]]:
+        """One entry for every `log_every` steps, those before a resumption too: step, loss, learning_rate."""
+        return [
+            {"step": entry["step"], "loss": entry["loss"], "learning_rate": entry["learning_rate"]}
+            for entry in self.state.log_history
+            if "loss" in entry
+        ]
+
+
+def training_arguments(settings: RunSettings, stage: Stage, folder: Path) -> TrainingArguments:
+    """The arguments of transformers' Trainer that follow from the settings of a run."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        learning_rate=max(stage.learning_rates.values()),
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_gradient_norm,
+        bf16=settings.precision == "bf16",
+        fp16=settings.precision == "fp16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        dataloader_num_workers=settings.workers,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        logging_steps=settings.log_every,
+        save_steps=settings.save_every,
+        save_total_limit=settings.keep_checkpoints,
+        use_cpu=settings.device == "cpu",
+        deepspeed=settings.deepspeed,
+        report_to=list(settings.report_to) or "none",
+        remove_unused_columns=False,
+    )

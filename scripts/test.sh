@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Usage: bash scripts/test.sh [pytest arguments]
+#
+# From a fresh clone: makes .venv, installs what is needed, and runs the whole suite on two processes.
+# With CI=true a missing Debian package (Chromium, a Java runtime) is a failure.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+case "${1:-}" in -h | --help)
+    sed -n '2,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit
+    ;;
+esac
+
+require_debian_package chromium "the tests of the app" chromium chromium-browser google-chrome
+require_debian_package default-jre-headless "METEOR and the tokenizer of the caption metrics" java
+prepare_environment
+stay_offline
+export OMP_NUM_THREADS=1
+
+cd "$root"
+say "running the suite"
+exec "$python" -m pytest -n 2 --dist worksteal "$@"

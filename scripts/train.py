@@ -1,0 +1,73 @@
+"""Train one stage.
+
+    python -m scripts.train --config scripts/configs/tiny_stage2.yaml model=runs/stage1 output=runs/stage2
+    torchrun --nproc_per_node 8 -m scripts.train --config scripts/configs/vicuna_7b_stage3.yaml
+    deepspeed --module scripts.train --config scripts/configs/vicuna_7b_stage3.yaml deepspeed=zero2.json
+
+Every setting of the file can be given anew as key=value; `osprey_tp/training/arguments.py` describes them. The output
+folder appears when the run is complete: model, processor, run_settings.yaml, training_log.json, trained_parts.json.
+An interrupted run goes on from its newest checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from osprey_tp.modeling import OspreyTPForConditionalGeneration
+    from osprey_tp.processing import OspreyTPProcessor
+    from osprey_tp.training.arguments import RunSettings
+    from osprey_tp.training.outputs import RunFolder
+    from osprey_tp.training.trainer import StageTrainer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        train(options.config, options.settings)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"train: {' '.join(str(error).split())}\n")
+        return 1
+    return 0
+
+
+def train(config: Path | None, overrides: Sequence[str]) -> None:
+    """Train the stage that the settings describe."""
+    from osprey_tp.training.arguments import load_settings
+    from osprey_tp.training.outputs import RunFolder
+
+    settings = load_settings(config, overrides)
+    folder = RunFolder.of(settings)
+    if folder.prepare(settings) == "finished":
+        _say(f"{folder.output} is finished; nothing to do")
+        return
+    trainer = build_trainer(settings, folder)
+    trainer.train(resume_from_checkpoint=_checkpoint(folder))
+    save(trainer, settings, folder)
+
+
+def build_trainer(settings: RunSettings, folder: RunFolder) -> StageTrainer:
+    """Load the start model and the data, apply the stage, and show one sample."""
+    from osprey_tp.training.outputs import TABLE_FILE, write_json
+    from osprey_tp.training.stages import apply_stage, format_table
+    from osprey_tp.training.trainer import StageTrainer
+
+    stage = settings.resolved_stage
+    model, processor = load_model(settings)
+    dataset = load_data(settings)
+    table = apply_stage(model, stage)
+    trainer = StageTrainer(model, stage, settings, processor, dataset, folder.work)
+    if trainer.is_world_process_zero():
+        write_json(folder.work / TABLE_FILE, [asdict(row) for row in table])
+        _say(f"stage {stage.number}, {stage.title}: {len(dataset)} samples, start {settings.model}")  # type: ignore[arg-type]
+        _say(format_table(table))
+        _say(show_first_sample(trainer))
+    return trainer

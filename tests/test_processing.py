@@ -1,0 +1,192 @@
+"""The processor: published prompts and token ids, labels, counts, errors."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from osprey_tp import OspreyTPConfig, OspreyTPProcessor
+from osprey_tp.processing import IGNORED_LABEL, add_region_tokens, chat_template
+
+from .golden_recipe import load_json
+from .tiny_models import llama_tokenizer, tiny_processor_and_config
+
+GOLDEN = load_json("i_conversation_v1.json")
+PICTURE = Image.fromarray(np.zeros((60, 90, 3), np.uint8))
+BOX = {"box": [10, 10, 30, 40]}
+
+
+@pytest.fixture(scope="module")
+def processor() -> OspreyTPProcessor:
+    return tiny_processor_and_config()[0]
+
+
+def as_messages(conversation: list[list[str]]) -> list[dict]:
+    """The published two-column form, with pictures and regions as content items."""
+    roles = {"human": "user", "gpt": "assistant"}
+    marks = sum(text.count("<mask>") for _, text in conversation)
+    messages = [{"role": roles[speaker], "content": text} for speaker, text in conversation]
+    first = conversation[0][1].replace("<image>", "").strip()
+    picture = {"type": "image", "image": PICTURE, "regions": [BOX] * marks}
+    messages[0]["content"] = [picture, {"type": "text", "text": first}]
+    return messages
+
+
+def published_view(batch, processor) -> tuple[list[int], list[int] | None]:
+    """ids and labels with each picture's run of <image> as one -200."""
+    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist() if "labels" in batch else None
+    image = processor.image_token_id
+    kept = [i for i, token in enumerate(ids) if not (token == image and i and ids[i - 1] == image)]
+    view = [-200 if ids[i] == image else ids[i] for i in kept]
+    return view, [labels[i] for i in kept] if labels else None
+
+
+@pytest.mark.parametrize("name", list(GOLDEN["conversations"]))
+def test_training_prompts_ids_and_labels_equal_the_published(processor, name):
+    case = GOLDEN["conversations"][name]
+    messages = as_messages(case["conversation"])
+    text = processor.apply_chat_template(messages, tokenize=False)
+    assert text == "<s>" + case["prompt"]
+    ids, labels = published_view(processor.prepare([messages], return_labels=True), processor)
+    assert ids == case["small_fast"]["input_ids"]
+    assert labels == case["small_fast"]["labels"]
+
+
+def test_inference_prompt_equals_the_published(processor):
+    case = GOLDEN["inference_prompts"]["v1"]
+    question = case["prompt"].split("<image>\n")[1].removesuffix(" ASSISTANT:")
+    content = [{"type": "image", "image": PICTURE, "regions": [BOX]}, {"type": "text", "text": question}]
+    batch = processor.prepare([[{"role": "user", "content": content}]], add_generation_prompt=True)
+    assert published_view(batch, processor)[0] == case["small_fast_ids"]
+
+
+def test_separators_are_those_of_the_published_tokenizer():
+    separators = GOLDEN["separators"]["small_fast"]
+    published = add_region_tokens(llama_tokenizer(), preset="published")
+    assert published["row_separator_token_id"] == separators["newline"]
+    assert published["tile_separator_token_id"] == separators["comma"]
+    assert published["region_token_id"] == separators["mask"]
+    assert add_region_tokens(llama_tokenizer())["row_separator_token_id"] == 13
+
+
+def test_plain_template_teaches_the_caption_alone(processor):
+    plain = OspreyTPProcessor(processor.image_processor, processor.tokenizer, chat_template("plain"))
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Describe it."}]},
+        {"role": "assistant", "content": "A red ring."},
+    ]
+    batch = plain.prepare([messages], return_labels=True)
+    ids, labels = published_view(batch, plain)
+    caption = plain.tokenizer.decode([token for token in labels if token != IGNORED_LABEL])
+    assert ids[:2] == [1, -200]
+    assert caption.strip() == "A red ring."
+    assert plain.tokenizer.decode(ids[2:]).strip() == "A red ring."
+
+
+@pytest.mark.parametrize("language", ["llama", "qwen3"])
+def test_batches_mix_pictures_regions_and_text(language):
+    processor, config = tiny_processor_and_config(language=language)
+    small, large = Image.new("RGB", (40, 40)), Image.new("RGB", (150, 90))
+    picture = lambda image, regions: {"type": "image", "image": image, "regions": regions}  # noqa: E731
+    conversations = [
+        [{"role": "user", "content": "no picture"}, {"role": "assistant", "content": "yes"}],
+        [
+            {
+                "role": "user",
+                "content": [picture(large, [BOX]), picture(small, []), {"type": "text", "text": "<mask>"}],
+            },
+            {"role": "assistant", "content": "two"},
+        ],
+        [
+            {"role": "user", "content": [picture(small, [BOX, BOX]), {"type": "text", "text": "<mask><mask>"}]},
+            {"role": "assistant", "content": "one"},
+        ],
+    ]
+    batch = processor.prepare(conversations, return_labels=True)
+    plans = [config.tiling.plan(*size) for size in ((90, 150), (40, 40), (40, 40))]
+    assert batch["tile_grids"].tolist() == [[plan.rows, plan.cols] for plan in plans]
+    assert len(batch["pixel_values"]) == sum(plan.num_tiles for plan in plans)
+    assert batch["region_image_index"].tolist() == [0, 2, 2]
+    assert batch["region_coverage"].shape == (3, max(plan.num_cells for plan in plans))
+    tokens = (batch["input_ids"] == processor.image_token_id).sum(1).tolist()
+    assert tokens == [0, plans[0].num_visual_tokens + plans[1].num_visual_tokens, plans[2].num_visual_tokens]
+    assert (batch["attention_mask"][:, 0] == 1).all()
+    end = processor.tokenizer.eos_token
+    answers = [processor.tokenizer.decode(row[row != IGNORED_LABEL]).strip() for row in batch["labels"]]
+    assert answers == [text + end for text in ("yes", "two", "one")]
+
+
+def test_direct_call_takes_flat_and_nested_pictures(processor):
+    text = ["<image> <mask>", "<image><image> <mask><mask>"]
+    regions = [[BOX], [BOX], [BOX]]
+    flat = processor(images=[PICTURE] * 3, text=text, regions=regions, padding=True)
+    nested = processor(images=[[PICTURE], [PICTURE] * 2], text=text, regions=[[[BOX]], [[BOX], [BOX]]], padding=True)
+    for name, tensor in flat.items():
+        torch.testing.assert_close(nested[name], tensor)
+    one = processor(images=PICTURE, text="<image><mask>", regions=[BOX])
+    assert one["region_coverage"].shape[0] == 1
+
+
+def test_a_plan_stands_for_a_picture_already_encoded(processor):
+    plan = processor.image_processor.tiling.plan(60, 90)
+    of_picture = processor(images=PICTURE, text="<image><mask>", regions=[BOX])
+    of_plan = processor(images=plan, text="<image><mask>", regions=[BOX])
+    assert "pixel_values" not in of_plan
+    for name, tensor in of_plan.items():
+        torch.testing.assert_close(of_picture[name], tensor)
+
+
+def conversation(text: str, regions: list, picture=PICTURE) -> list[dict]:
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": picture, "regions": regions}, {"type": "text", "text": text}],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "regions", "message"),
+    [
+        ("<mask> <mask>", [BOX], r"2 <mask> placeholders, 1 regions \(prompt 0\)"),
+        ("<mask>", [BOX, BOX, BOX], r"1 <mask> placeholders, 3 regions \(prompt 0\)"),
+        ("what is it?", [BOX], r"0 <mask> placeholders, 1 regions \(prompt 0\)"),
+        ("<image> again <mask>", [BOX], r"2 <image> placeholders, 1 pictures"),
+        ("<mask>", [np.ones((10, 10), bool)], r"10.*10.*60.*90"),
+        ("<mask>", [np.zeros((60, 90), bool)], "empty"),
+        ("<mask>", [{"box": [5, 5, 5, 20]}], "box"),
+    ],
+)
+def test_what_does_not_fit_is_named(processor, text, regions, message):
+    with pytest.raises(ValueError, match=message):
+        processor.prepare([conversation(text, regions)])
+
+
+def test_pictures_that_cannot_be_used_are_named(processor, tmp_path):
+    with pytest.raises(ValueError, match="NaN"):
+        processor.prepare([conversation("hello", [], np.full((20, 20, 3), np.nan))])
+    with pytest.raises((ValueError, OSError), match=r"missing\.png"):
+        processor.prepare([conversation("hello", [], tmp_path / "missing.png")])
+
+
+def test_labels_need_an_answer(processor):
+    with pytest.raises(ValueError, match="no answer to learn from in conversation 0"):
+        processor.prepare([conversation("<mask>", [BOX])], return_labels=True)
+
+
+def test_a_tokenizer_without_region_tokens_is_refused(processor):
+    tokenizer = tiny_processor_and_config(language="qwen3")[0].tokenizer
+    bare = type(tokenizer)(tokenizer_object=llama_tokenizer()._tokenizer)
+    with pytest.raises(ValueError, match="does not know <image>"):
+        OspreyTPProcessor(processor.image_processor, bare)
+
+
+def test_disagreement_of_processor_and_model_is_named(processor):
+    config = OspreyTPConfig.tiny(scale_factor=3, region_token_id=560, image_token_id=561, vocab_size=562)
+    with pytest.raises(ValueError, match="the processor has scale_factor 2 where the model has 3"):
+        processor.check_fits(config)
+
+
+def test_unknown_template_lists_the_known():
+    with pytest.raises(ValueError, match="known: chatml, plain, vicuna_v1"):
+        chat_template("../vicuna_v1")
