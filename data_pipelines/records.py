@@ -80,14 +80,14 @@ class RegionRecord:
 class Rejection:
     """Something of a source that did not become part of a record.
 
-    `reason` is one of few constant phrases, so that equal ones can be counted; `detail` says what was found. `regions`
-    is the number of annotations that were lost by it.
+    `reason` is one of few constant phrases, so that equal ones can be counted; `detail` says what was found.
+    `annotations` is the number of annotations that were lost by it.
     """
 
     id: str
     reason: str
     detail: str = ""
-    regions: int = 1
+    annotations: int = 1
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, DynamicCache, StoppingCriteria, TextIteratorStreamer
 
+import osprey_tp.auto  # noqa: F401 - AutoProcessor has to know the processor
 from osprey_tp.images import load_image
 from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
 from osprey_tp.processing import IGNORED_LABEL, OspreyTPProcessor
@@ -84,7 +85,8 @@ class RegionDescriber:
                 raise FileNotFoundError(f"{folder} holds no {name}; {remedy}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = OspreyTPForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto")
-        return cls(model.to(device), AutoProcessor.from_pretrained(folder))
+        model.to(device=device)  # type: ignore[call-arg]
+        return cls(model, AutoProcessor.from_pretrained(folder))
 
     def open(self, image: Any, overview: str = OVERVIEW) -> ImageSession:
         """Encode a picture (PIL, array, tensor, path) and return the session about it.

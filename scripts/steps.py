@@ -46,7 +46,7 @@ class Step:
         seconds: how long it takes on two cores; only the ratios of the steps matter, the rest is measured.
         after: names of earlier steps whose outputs it reads.
         reads: files or folders of the project that its result depends on.
-        resumes: whether the command takes up its own unfinished output; otherwise that is removed before it runs.
+        unfinished: what an interrupted command leaves and goes on from, if it is one that can; may be `output` itself.
 
     """
 
@@ -57,7 +57,7 @@ class Step:
     seconds: float
     after: tuple[str, ...] = ()
     reads: tuple[Path, ...] = ()
-    resumes: bool = False
+    unfinished: Path | None = None
 
     def __str__(self) -> str:
         return "python -m " + shlex.join(self.command)
@@ -138,14 +138,19 @@ def _seconds_if_done(step: Step, stamp: Path, key: str) -> float | None:
 
 
 def _clear(step: Step, stamp: Path, key: str) -> None:
-    """Remove what an earlier run left, unless the command can go on from it; note that the step has begun."""
+    """Remove what an earlier run left, but for that from which the command can go on; note that the step has begun."""
     begun = json.loads(stamp.read_text("utf-8")).get("key") if stamp.exists() else None
-    if not (step.resumes and begun == key):
-        if step.output.is_dir():
-            shutil.rmtree(step.output)
-        else:
-            step.output.unlink(missing_ok=True)
+    for path in {step.output, step.unfinished or step.output}:
+        if path != step.unfinished or begun != key:
+            _remove(path)
     _write(stamp, {"key": key, "command": str(step)})
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: dict[str, object]) -> None:

@@ -89,11 +89,11 @@ def test_rejections_are_counted_and_listed(tmp_path):
         writer.add(record(0))
         for number in range(12):
             writer.reject(Rejection(f"made:0#{number}", "crowd region", f"annotation {number}"))
-        writer.reject(Rejection("made:9", "missing image", regions=4))
+        writer.reject(Rejection("made:9", "missing image", annotations=4))
     manifest = RecordFolder.open(tmp_path / "folder").manifest
     assert manifest["rejections"]["crowd region"]["count"] == 12
     assert manifest["rejections"]["crowd region"]["first_ids"] == [f"made:0#{number}" for number in range(10)]
-    assert manifest["rejections"]["missing image"] == {"count": 1, "regions": 4, "first_ids": ["made:9"]}
+    assert manifest["rejections"]["missing image"] == {"count": 1, "annotations": 4, "first_ids": ["made:9"]}
     lines = (tmp_path / "folder" / "rejections.jsonl").read_text().splitlines()
     assert len(lines) == 13
     assert json.loads(lines[3]) == {"id": "made:0#3", "reason": "crowd region", "detail": "annotation 3"}

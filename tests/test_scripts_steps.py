@@ -29,10 +29,11 @@ if kind == "nothing":
     sys.exit(0)
 if kind == "wait":
     time.sleep(60)
-out.mkdir()
 if kind == "half":
-    (out / "first").touch()
+    with open(f"{out}.unfinished", "a") as unfinished:
+        print("first", file=unfinished)
     sys.exit("error: power failure")
+out.mkdir()
 if kind == "bars":
     sys.stderr.write("a:  10%|# | 30/300 [00:01<00:09]\\r")
 """
@@ -98,17 +99,31 @@ def test_a_step_must_leave_its_output(folder: Path) -> None:
         run([step(folder, "a", "nothing")], folder)
 
 
-@pytest.mark.parametrize("resumes", [True, False])
-def test_unfinished_output_is_kept_only_for_a_command_that_resumes(folder: Path, resumes: bool) -> None:
-    half = step(folder, "a", "half", resumes=resumes)
-    with pytest.raises(StepError, match="power failure"):
-        run([half], folder)
-    assert (folder / "a" / "first").exists()
-    with pytest.raises(StepError, match="File exists" if resumes else "power failure"):
-        run([half], folder)
+def test_a_command_goes_on_from_what_it_left_unless_it_is_to_make_something_else(folder: Path) -> None:
+    half = step(folder, "a", "half", unfinished=folder / "a.unfinished")
+    for expected in (["first"], ["first", "first"]):
+        with pytest.raises(StepError, match="power failure"):
+            run([half], folder)
+        assert (folder / "a.unfinished").read_text().split() == expected
+        assert not (folder / "a").exists()
     changed = dataclasses.replace(half, command=(*half.command, "changed"))
     with pytest.raises(StepError, match="power failure"):
         run([changed], folder)
+    assert (folder / "a.unfinished").read_text().split() == ["first"]
+
+
+def test_a_command_may_go_on_from_its_output_itself(folder: Path) -> None:
+    answers = folder / "a.unfinished"
+    half = Step("a", "Do a", ("job", "half", str(folder / "a")), answers, 10.0, unfinished=answers)
+    for expected in (["first"], ["first", "first"]):
+        with pytest.raises(StepError, match="power failure"):
+            run([half], folder)
+        assert (folder / "a.unfinished").read_text().split() == expected
+
+
+def test_output_of_a_failed_command_is_removed_before_it_runs_again(folder: Path) -> None:
+    (folder / "a").mkdir(parents=True)
+    assert run([step(folder, "a")], folder)[0] == ["make a"]
 
 
 def test_a_step_cannot_come_before_what_it_needs(folder: Path) -> None:

@@ -1,9 +1,10 @@
 """Masks from clicks by OpenCV's GrabCut (Rother, Kolmogorov, Blake 2004): no weights, any picture, a second or less.
 
-GrabCut needs to know roughly where the object is; one click does not say how large it is. So it runs in windows of several
-sizes around the click, each time starting once from the area of similar colour and once from a disc, which finds
-textured objects. What lies along the window's frame counts as background. Of all these proposals the best are kept: those
-that differ in colour from what surrounds them, do not run into the frame, are compact, and were found repeatedly.
+GrabCut needs to know roughly where the object is; one click does not say how large it is. So it runs in windows of
+several sizes around the click, each time starting once from the area of similar colour and once from a disc, which
+finds textured objects. What lies along the window's frame counts as background. Of all these proposals, and the areas
+of similar colour themselves, the best are kept: those that differ in colour from what surrounds them, do not run into
+the frame, are compact, and were found repeatedly.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.segmenters import Box, Candidate, Point, check_prompts
+from osprey_tp.segmenters import Box, Candidate, Point, check_prompts
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 
-WORKING_SIDE = 160  # longest side, in pixels, of a window when proposals are made
-REFINEMENT_SIDE = 480  # longest side, in pixels, of the window in which the kept proposals get their exact edge
+WORKING_SIDE = 144  # longest side, in pixels, of a window when proposals are made
+REFINEMENT_SIDE = 320  # longest side, in pixels, of the window in which the kept proposals get their exact edge
 SMALLEST_WINDOW = 32  # source pixels
 WINDOW_SHARES = (1.0, 0.5, 0.25, 0.125)  # half the window's side, as a share of the picture's longer side
 CANDIDATES = 3
@@ -106,8 +107,8 @@ class GrabCutImage:
         proposals = []
         for window in self._windows(positions[positive], box):
             scene = _Scene.of(self._pixels, window, positions, positive, box)
-            for likely in scene.likely_foregrounds():
-                mask = scene.cut_out(likely)
+            guesses = scene.likely_foregrounds()
+            for mask in [*(scene.cut_out(guess) for guess in guesses), scene.connected(guesses[0])]:
                 restored = window.restore(mask, self._height, self._width)
                 proposals.append((restored, scene.score(mask) * _size_prior(float(restored.mean()))))
         candidates = _distinct(proposals)
@@ -131,9 +132,7 @@ class GrabCutImage:
         ys, xs = np.nonzero(mask)
         object_box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
         margin = 0.1 * max(object_box[2] - object_box[0], object_box[3] - object_box[1]) + 4
-        window = Window.around(
-            _padded(object_box, margin), self._height, self._width, longest_side=REFINEMENT_SIDE
-        )
+        window = Window.around(_padded(object_box, margin), self._height, self._width, longest_side=REFINEMENT_SIDE)
         scene = _Scene.of(self._pixels, window, positions, positive, box)
         coarse = window.cut(mask.astype(np.uint8) * 255) > 127
         refined = scene.refine(coarse)
@@ -192,11 +191,11 @@ class _Scene:
             cv2.circle(disc, seed, max(2, min(height, width) // 8), 1, -1)
         return [similar.astype(bool) & ~self.certain_background, disc.astype(bool) & ~self.certain_background]
 
-    def cut_out(self, likely: Mask, iterations: int = 4) -> Mask:
+    def cut_out(self, likely: Mask, iterations: int = 3) -> Mask:
         """Runs GrabCut from a first guess and keeps what is connected to the clicks; never empty."""
         trimap = np.full(likely.shape, cv2.GC_PR_BGD, np.uint8)
         trimap[likely] = cv2.GC_PR_FGD
-        return self._connected(self._grabcut(trimap, iterations))
+        return self.connected(self._grabcut(trimap, iterations))
 
     def refine(self, coarse: Mask) -> Mask:
         """Decides anew in a band along the edge of a mask; the rest of it stays."""
@@ -206,13 +205,15 @@ class _Scene:
         trimap = np.where(coarse, np.uint8(cv2.GC_PR_FGD), np.uint8(cv2.GC_PR_BGD))
         trimap[cv2.erode(mask, kernel).astype(bool)] = cv2.GC_FGD
         trimap[~cv2.dilate(mask, kernel).astype(bool)] = cv2.GC_BGD
-        return self._connected(self._grabcut(trimap, iterations=2))
+        return self.connected(self._grabcut(trimap, iterations=2))
 
     def score(self, mask: Mask) -> float:
         """How much like an object a mask looks, 0 to 1: set off by colour, whole, compact."""
         outline = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
         perimeter = max(1, int(outline.sum()))
-        cut_by_frame = (outline & cv2.dilate(self.frame.astype(np.uint8), np.ones((5, 5))).astype(bool)).sum() / perimeter
+        cut_by_frame = (
+            outline & cv2.dilate(self.frame.astype(np.uint8), np.ones((5, 5))).astype(bool)
+        ).sum() / perimeter
         border = np.ones(mask.shape, bool)
         border[1:-1, 1:-1] = False
         along_border = (outline & border).sum() / perimeter
@@ -240,11 +241,12 @@ class _Scene:
         foreground = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
         if foreground.all() or not foreground.any():
             return foreground
+        image = cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR)
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(cv2.cvtColor(self.pixels, cv2.COLOR_RGB2BGR), trimap, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(image, trimap, (0, 0, 1, 1), *models, iterations, cv2.GC_INIT_WITH_MASK)
         return (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
 
-    def _connected(self, mask: Mask) -> Mask:
+    def connected(self, mask: Mask) -> Mask:
         """The parts of a mask that hold a positive click (without clicks, the largest part), small holes filled."""
         count, parts, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
         if self.seeds:

@@ -30,8 +30,8 @@ class SegmentedImage(Protocol):
         """Masks of the object that the points and the box show, best first; never an empty list or an empty mask.
 
         `points` are (x, y) in source pixels, `labels` say which of them lie on the object (true) and which off it.
-        `box` is (x0, y0, x1, y1) in source pixels. Raises `ValueError` if no positive point and no box is given, or if
-        a point or the box lies outside the picture.
+        `box` is (x0, y0, x1, y1) in source pixels. Raises `ValueError` if no positive point and no box is given, if a
+        point or the box lies outside the picture, or if nothing is found.
         """
         ...
 
@@ -49,22 +49,26 @@ class Segmenter(Protocol):
 def load_segmenter(specification: str, device: str = "cpu") -> Segmenter:
     """The segmenter for `NAME[:PATH]`: `grabcut`, or `sam:CHECKPOINT` with a checkpoint of Segment Anything.
 
-    Raises `ValueError` for an unknown name or an unreadable checkpoint, `FileNotFoundError` for a missing one.
+    Raises `ValueError` for an unknown name or an unreadable checkpoint, `FileNotFoundError` for a missing one, and
+    `ImportError` saying what to install if the segmenter's package is missing.
     """
     name, _, path = specification.partition(":")
-    if name == "grabcut":
-        if path:
-            raise ValueError(f"segmenter grabcut takes no checkpoint, got {specification!r}")
-        from app.grabcut import GrabCutSegmenter
+    if name == "grabcut" and path:
+        raise ValueError(f"segmenter grabcut takes no checkpoint, got {specification!r}")
+    if name == "sam" and not path:
+        raise ValueError("segmenter sam needs a checkpoint: sam:CHECKPOINT")
+    if name not in ("grabcut", "sam"):
+        raise ValueError(f"unknown segmenter {name!r}; choose from {', '.join(SEGMENTER_NAMES)}")
+    try:
+        if name == "grabcut":
+            from osprey_tp.grabcut import GrabCutSegmenter
 
-        return GrabCutSegmenter()
-    if name == "sam":
-        if not path:
-            raise ValueError("segmenter sam needs a checkpoint: --segmenter sam:CHECKPOINT")
-        from app.sam import SamSegmenter
+            return GrabCutSegmenter()
+        from osprey_tp.sam import SamSegmenter
 
         return SamSegmenter.from_checkpoint(Path(path), device=device)
-    raise ValueError(f"unknown segmenter {name!r}; choose from {', '.join(SEGMENTER_NAMES)}")
+    except ImportError as error:
+        raise ImportError(f"segmenter {name} needs the package {error.name}: pip install 'osprey_tp[app]'") from error
 
 
 def check_prompts(
@@ -81,5 +85,7 @@ def check_prompts(
     if box is not None:
         x0, y0, x1, y1 = box
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise ValueError(f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) does not fit the picture of {width}x{height} pixels")
+            raise ValueError(
+                f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) does not fit the picture of {width}x{height} pixels"
+            )
     return np.asarray(points, dtype=np.float64).reshape(-1, 2), np.asarray(labels, dtype=bool)
