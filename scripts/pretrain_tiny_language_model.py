@@ -1,10 +1,11 @@
 """Give a tiny language model its meaning, and join it to a vision tower: the model folder that stage 1 starts from.
 
-    python -m scripts.pretrain_tiny_language_model --tower DIR --data RECORDS [RECORDS ...] --out DIR
+    python -m scripts.pretrain_tiny_language_model --tower DIR --names RECORDS --texts RECORDS RECORDS --out DIR
 
-It stands in for a pretrained large language model. From the texts of the record folders it learns words, questions and
-answers, and to read tokens that are no words: region tokens and visual tokens are noisy sums of the words of what is there
-(`scripts/word_features.py`). No pixel is seen. First the pictures stay hidden, until regions are read; then they are shown.
+It stands in for a pretrained large language model. From the texts of record folders it learns words, questions and
+answers, and to read tokens that are no words: region tokens and visual tokens are noisy sums of the words of what is
+there (`scripts/word_features.py`). No pixel is seen. First the pictures stay hidden, until the names of regions are
+read; then they are shown, and other texts join.
 """
 
 from __future__ import annotations
@@ -78,15 +79,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     warm_up = WarmUp(options.hidden_steps, options.shown_steps, seed=options.seed)
     try:
-        make_start_model(options.tower, options.data, options.out, warm_up, options.scale_factor)
+        make_start_model(options.tower, options.names, options.texts, options.out, warm_up, options.scale_factor)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
     return 0
 
 
-def make_start_model(tower: Path, data: Sequence[Path], out: Path, warm_up: WarmUp, scale_factor: int) -> None:
+def make_start_model(
+    tower: Path, names: Path, texts: Sequence[Path], out: Path, warm_up: WarmUp, scale_factor: int
+) -> None:
     """Train tokenizer and language model, join them to the tower, write the folder `out`.
+
+    Args:
+        tower: Folder of the vision tower.
+        names: Records whose regions are named; these names are what region tokens and visual tokens say.
+        texts: Further records on the same pictures.
+        out: Folder to write.
+        warm_up: How the language model is trained.
+        scale_factor: Of the model.
 
     Raises:
         ValueError: if `out` exists, or a folder is not what it should be.
@@ -100,7 +111,7 @@ def make_start_model(tower: Path, data: Sequence[Path], out: Path, warm_up: Warm
     if out.exists():
         raise ValueError(f"{out} exists; remove it, or name another folder")
     torch.manual_seed(warm_up.seed)
-    folders = [RecordFolder.open(folder) for folder in data]
+    folders = [RecordFolder.open(folder) for folder in (names, *texts)]
     vision_tower = AutoModel.from_pretrained(tower, dtype=torch.float32, local_files_only=True)
     tokenizer, token_ids = make_tokenizer(folders)
     language_model = make_language_model(len(tokenizer))
@@ -127,7 +138,9 @@ def make_language_model(vocabulary_size: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary_size, pad_token_id=0, **LANGUAGE_MODEL))
 
 
-def join(tower: PreTrainedModel, language_model: LlamaForCausalLM, choices: dict[str, Any]) -> OspreyTPForConditionalGeneration:
+def join(
+    tower: PreTrainedModel, language_model: LlamaForCausalLM, choices: dict[str, Any]
+) -> OspreyTPForConditionalGeneration:
     """The whole model; projector and region encoder are new."""
     from osprey_tp.modeling import OspreyTPForConditionalGeneration
 
@@ -196,17 +209,18 @@ def teach_to_read(
 def batches(
     processor: OspreyTPProcessor, folders: Sequence[RecordFolder], warm_up: WarmUp
 ) -> Iterator[dict[str, Tensor]]:
-    """As many batches as there are steps: with regions while pictures are hidden, then of all folders."""
+    """As many batches as there are steps: of the first folder while pictures are hidden, then half of it."""
     import torch
 
     from data_pipelines.dataset import ConversationDataset
     from scripts.word_features import NamedRegions, WordCollator, WordSamples
 
-    names = NamedRegions.collect(folders)
-    with_regions = [folder for folder in folders if folder.manifest["counts"]["out"]["regions"]]
-    if not with_regions:
-        raise ValueError("none of the record folders has regions; give one that has, so that regions can be read")
-    for part, steps in ((with_regions, warm_up.hidden_steps), (list(folders), warm_up.shown_steps)):
+    names = NamedRegions.collect(folders[:1])
+    share_of_texts = {folder: len(folders[0]) / len(folder) / (len(folders) - 1) for folder in folders[1:]}
+    for part, steps in (
+        ({folders[0]: 1.0}, warm_up.hidden_steps),
+        ({folders[0]: 1.0, **share_of_texts}, warm_up.shown_steps),
+    ):
         samples = WordSamples(ConversationDataset(part, seed=warm_up.seed), names)
         sampler = torch.utils.data.RandomSampler(samples, replacement=True, num_samples=steps * warm_up.batch_size)
         yield from torch.utils.data.DataLoader(
@@ -279,7 +293,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     default = WarmUp()
     parser.add_argument("--tower", type=Path, required=True, metavar="DIR", help="folder of the vision tower")
-    parser.add_argument("--data", type=Path, required=True, nargs="+", metavar="RECORDS", help="prepared folders")
+    parser.add_argument("--names", type=Path, required=True, metavar="RECORDS", help="prepared folder of named regions")
+    parser.add_argument("--texts", type=Path, nargs="*", default=[], metavar="RECORDS", help="further prepared folders")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--scale-factor", type=int, default=4, help="cells a side of a visual token (%(default)s)")
     parser.add_argument("--hidden-steps", type=int, default=default.hidden_steps, help="without pictures (%(default)s)")

@@ -28,7 +28,9 @@ def train_tiny_tokenizer(texts: Iterable[str], vocabulary_size: int = 1024) -> L
 
     reserved = [*CONTROL_PIECES, *BYTE_PIECES]
     if vocabulary_size <= len(reserved):
-        raise ValueError(f"a vocabulary of {vocabulary_size} rows is too small; {len(reserved)} are control and byte pieces")
+        raise ValueError(
+            f"a vocabulary of {vocabulary_size} rows is too small; {len(reserved)} are control and byte pieces"
+        )
     words = Tokenizer(models.BPE(unk_token=CONTROL_PIECES[0]))
     words.pre_tokenizer = pre_tokenizers.Sequence(
         [

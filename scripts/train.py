@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train(options.config, options.settings)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"train: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
     return 0
 
@@ -74,17 +74,16 @@ def build_trainer(settings: RunSettings, folder: RunFolder) -> StageTrainer:
 
 
 def load_model(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration, OspreyTPProcessor]:
-    """The start model in float32 and its processor, with the stage's chat template."""
+    """The start model in float32, and its processor."""
     import torch
 
     from osprey_tp.modeling import OspreyTPForConditionalGeneration
-    from osprey_tp.processing import OspreyTPProcessor, chat_template
+    from osprey_tp.processing import OspreyTPProcessor
 
     _require_model_folder(Path(settings.model))
     model = OspreyTPForConditionalGeneration.from_pretrained(settings.model, dtype=torch.float32, local_files_only=True)
     processor = OspreyTPProcessor.from_pretrained(settings.model, local_files_only=True)
     processor.check_fits(model.config)
-    processor.chat_template = chat_template(settings.resolved_stage.template)
     return model, processor
 
 
@@ -92,7 +91,9 @@ def load_data(settings: RunSettings) -> Dataset:
     """The samples of all prepared record folders."""
     from data_pipelines.dataset import ConversationDataset
 
-    return ConversationDataset(settings.data, seed=settings.seed)
+    return ConversationDataset(
+        settings.data, prompt_style=settings.prompt_style, seed=settings.seed, max_regions=settings.max_regions
+    )
 
 
 def show_first_sample(trainer: StageTrainer) -> str:
@@ -104,11 +105,8 @@ def show_first_sample(trainer: StageTrainer) -> str:
 
 def save(trainer: StageTrainer, settings: RunSettings, folder: RunFolder) -> None:
     """Write model, processor, settings, loss log and table aside, then rename."""
-    from osprey_tp.processing import chat_template
     from osprey_tp.training.outputs import LOG_FILE, TABLE_FILE, write_json, write_settings
-    from osprey_tp.training.stages import DIALOGUE_TEMPLATE
 
-    trainer.processing_class.chat_template = chat_template(DIALOGUE_TEMPLATE)
     trainer.save_model(str(folder.result))
     if trainer.is_world_process_zero():
         write_settings(folder.result, settings)
@@ -130,7 +128,7 @@ def _require_model_folder(folder: Path) -> None:
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} is no model folder: it lacks {' and '.join(missing)}; name a folder that a stage or scripts.convert wrote"
+            f"{folder} is no model folder, it lacks {' and '.join(missing)}; name one that a stage wrote, or scripts.convert"
         )
 
 
