@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from osprey_tp.images import load_image
 
 from data_pipelines.conversations import conversation_of
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
 from data_pipelines.records import RecordFolder, RegionRecord
+from osprey_tp.images import load_image
 
 FolderLike = str | Path | RecordFolder
 
