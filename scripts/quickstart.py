@@ -211,9 +211,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scenes", type=int, default=2400, metavar="N", help="training scenes (%(default)s)")
     made.add_argument("--seed", type=int, default=0, metavar="S", help="of scenes and training (%(default)s)")
     made.add_argument("--from-scratch", action="store_true", help="pretrain the tiny vision tower too (4 minutes more)")
-    made.add_argument(
-        "--trial", action="store_true", help="train two steps a stage: tries every command, learns nothing"
-    )
+    made.add_argument("--trial", action="store_true", help="train two steps a stage, to try the commands")
     return made
 
 
