@@ -8,23 +8,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedTokenizerBase, StoppingCriteria, TextIteratorStreamer
+from transformers import (
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from osprey_tp.modeling import OspreyTPForConditionalGeneration
 
 
 def stream_answer(
-    model: GenerationMixin, tokenizer: PreTrainedTokenizerBase, inputs: Mapping[str, Any]
+    model: OspreyTPForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, inputs: Mapping[str, Any]
 ) -> Iterator[str]:
     """Generate from `inputs` (arguments of `generate` for one prompt) and yield the text as it comes.
 
     Closing the iterator ends the generation. What goes wrong in the generating thread is raised in the reader's.
     """
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = _StopWhenAsked()
     failure: list[BaseException] = []
 
     def generate() -> None:
         try:
-            model.generate(**inputs, streamer=streamer, stopping_criteria=[stop])
+            model.generate(**inputs, streamer=streamer, stopping_criteria=StoppingCriteriaList([stop]))  # type: ignore[misc]
         except BaseException as error:
             failure.append(error)
             streamer.end()
