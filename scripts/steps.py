@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-# Of tqdm: "training: 4%| | 12/340 [00:05<". The bar with the most units is the one that spans the whole step; those with
-# which transformers counts tensors do not count.
+# Of tqdm: "training: 4%| | 12/340 [00:05<". The bar with the most units is the one that spans the whole step; those for
+# the loading and saving of weights are left aside.
 PROGRESS_BAR = re.compile(rb"(?:^|[\r\n])(?!Loading weights|Writing model)[^\r\n]*?(\d+)/(\d+) \[")
 LONGEST_REASON = 240
 # How much expected time the first guess of this machine's speed is worth against measured time, in seconds.
