@@ -97,7 +97,6 @@ def evaluate(
         )
     question = require_one_region(settings.question or task.question)
     questions = collect_questions(task, records or _open_records(settings.data))
-    settings.out.mkdir(parents=True, exist_ok=True)
     if settings.predictions is None:
         asking = _ask(settings, task, question, questions, describer, progress)
         source, tiling = settings.out / PREDICTIONS_FILE, asking["tiling"]
@@ -280,6 +279,7 @@ def _describe(settings: Settings, task: Task, question: str, answers: Answers, s
 
 def _write_text(path: Path, text: str) -> None:
     """Write aside, then rename, so that no half-written file is left behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".part")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)

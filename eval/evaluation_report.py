@@ -77,8 +77,8 @@ def evaluation_page(
     counts = metrics["counts"]
     asked = metrics["model"]["folder"] if "model" in metrics else metrics["predictions"]["file"]
     subtitle = (
-        f"{asked} on {metrics['data']['folder']}: {counts['regions']:,} regions in {counts['images']:,} pictures, "
-        f"{counts['empty_answers']:,} empty answers (counted as wrong). Answers are compared by the profile "
+        f"{asked} on {metrics['data']['folder']}. Regions: {counts['regions']:,}; pictures: {counts['images']:,}; "
+        f"empty answers (counted as wrong): {counts['empty_answers']:,}. Answers are compared by the profile "
         f"“{metrics['profile']}”."
     )
     sections: list[Section] = [key_figures(metrics), score_table(metrics)]

@@ -6,7 +6,6 @@ To add a task, write how its references come from a record, and enter it in `TAS
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -51,17 +50,14 @@ def name_references(record: RegionRecord, index: int) -> tuple[str, ...]:
 
 
 def description_references(record: RegionRecord, index: int) -> tuple[str, ...]:
-    """What the record answers to its source's question about the region, or to all turns that ask about it alone."""
-    if record.holds_answers_only:
-        answer = record.turns[index].text.strip()
-        return (answer,) if answer else ()
+    """The answers to the source's own question about the region: a user's turn that is its reference alone."""
     asked = f"<region{index + 1}>"
-    references = []
-    for turn, reply in zip(record.turns, record.turns[1:], strict=False):
-        about = set(re.findall(r"<region\d+>", turn.text))
-        if turn.role == "user" and reply.role == "assistant" and about == {asked} and reply.text.strip():
-            references.append(reply.text.strip())
-    return tuple(dict.fromkeys(references))
+    answers = [
+        answer.text.strip()
+        for question, answer in zip(record.turns[::2], record.turns[1::2], strict=True)
+        if question.text.strip() == asked
+    ]
+    return tuple(dict.fromkeys(answer for answer in answers if answer))
 
 
 TASKS: dict[str, Task] = {
@@ -87,7 +83,7 @@ TASKS: dict[str, Task] = {
             references=description_references,
             scorers=("captions", "semantic_similarity"),
             headline="CIDEr",
-            needed="turns that ask about one region and answer with a description",
+            needed="turns that describe a region: the user's <region1> alone, answered by the description",
         ),
     )
 }

@@ -37,10 +37,6 @@ class Record:
     regions: tuple[Region, ...]
     turns: tuple[Turn, ...] = ()
 
-    @property
-    def holds_answers_only(self) -> bool:
-        return bool(self.turns) and all(turn.role == "assistant" for turn in self.turns)
-
 
 @dataclass
 class Records:
@@ -66,7 +62,7 @@ def square(y: int, x: int, side: int = 12) -> dict[str, Any]:
 
 
 def make_data(folder: Path, names: Sequence[Sequence[str]], answers: Sequence[Sequence[str]] | None = None) -> Records:
-    """A data folder with one picture for each list of region names; `answers` become turns of the assistant."""
+    """A data folder with one picture for each list of region names; `answers` become descriptions of the regions."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text(json.dumps({"source": "fake"}))
     records = []
@@ -79,7 +75,9 @@ def make_data(folder: Path, names: Sequence[Sequence[str]], answers: Sequence[Se
             pixels[mask_utils.decode(rle).astype(bool)] = colour
             regions.append(Region(rle, name))
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        turns = tuple(Turn("assistant", text) for text in answers[number]) if answers else ()
+        turns: tuple[Turn, ...] = ()
+        for place, text in enumerate(answers[number] if answers else ()):
+            turns += (Turn("user", f"<region{place + 1}>"), Turn("assistant", text))
         records.append(Record(f"fake:{number}", f"{number}.png", HEIGHT, WIDTH, tuple(regions), turns))
     return Records(folder, records)
 

@@ -198,27 +198,20 @@ def test_a_picture_of_another_size_than_its_record_stops_the_run_and_keeps_what_
     assert ids_in(tmp_path / PREDICTIONS_FILE) == ["fake:0#1"]
 
 
-def test_captions_are_answers_to_questions_about_one_region() -> None:
-    regions = (Region(square(0, 0), "red"), Region(square(0, 20), "blue"))
-    turns = (
-        Turn("user", "What is <region1>?"),
-        Turn("assistant", "a red square"),
-        Turn("user", "Is <region1> left of <region2>?"),
-        Turn("assistant", "yes"),
-        Turn("user", "And <region2>?"),
-        Turn("assistant", "a blue one"),
-        Turn("user", "Describe <region2>."),
-        Turn("assistant", "a blue square"),
-    )
-    spoken = Records(Path(), [Record("r", "a.png", HEIGHT, WIDTH, regions, turns)])
-    found = {question.id: question.references for question in collect_questions(CAPTION, spoken)}
-    assert found == {"r#1": ("a red square",), "r#2": ("a blue one", "a blue square")}
-    answers = (Turn("assistant", "the left one"), Turn("assistant", "the right one"))
-    answered = Records(Path(), [Record("r", "a.png", HEIGHT, WIDTH, regions, answers)])
-    assert [question.references for question in collect_questions(CAPTION, answered)] == [
-        ("the left one",),
-        ("the right one",),
+def test_descriptions_are_answers_to_the_own_question_about_a_region() -> None:
+    regions = (Region(square(0, 0), "red"), Region(square(0, 20), "blue"), Region(square(0, 40), "green"))
+    exchanges = [
+        ("<region1>", "a red square"),
+        ("Is <region1> left of <region2>?", "yes"),
+        ("What colour is <region3>?", "green"),
+        ("<region2>", "the blue one"),
+        ("<region2>", "a blue square"),
+        ("<region2>", "the blue one"),
     ]
+    turns = [Turn(role, text) for pair in exchanges for role, text in zip(("user", "assistant"), pair, strict=True)]
+    records = Records(Path(), [Record("r", "a.png", HEIGHT, WIDTH, regions, tuple(turns))])
+    found = {question.id: question.references for question in collect_questions(CAPTION, records)}
+    assert found == {"r#1": ("a red square",), "r#2": ("the blue one", "a blue square")}
 
 
 def test_data_that_cannot_be_asked_about_are_refused(tmp_path: Path) -> None:
