@@ -31,12 +31,14 @@ class Plan:
         scenes: number of training scenes.
         seed: of scenes and training.
         from_scratch: pretrain the vision tower too, rather than take the one that lies in the project.
+        trial: train a few steps only, to try the commands.
     """
 
     out: Path
     scenes: int
     seed: int
     from_scratch: bool
+    trial: bool = False
 
     @property
     def tower(self) -> Path:
@@ -64,7 +66,11 @@ def steps_of(plan: Plan) -> list[Step]:
     ]
 
 
-KINDS = {"objects": ("coco", "instances"), "expressions": ("refcoco", "refs"), "captions": ("captions", "captions")}
+KINDS = {
+    "objects": ("synthetic", "instances"),
+    "expressions": ("refcoco", "refs"),
+    "captions": ("captions", "captions"),
+}
 """What is prepared from the scenes: kind -> (source of `data_pipelines prepare`, name of the annotation file)."""
 
 
@@ -109,17 +115,18 @@ def _pretrain_tower(plan: Plan) -> Step:
 
 
 def _warm_up(plan: Plan) -> Step:
-    records = [plan.records("train", kind) for kind in KINDS]
+    names, *texts = (plan.records("train", kind) for kind in KINDS)
+    few_steps = ("--hidden-steps", "2", "--shown-steps", "2") if plan.trial else ()
     return Step(
         "start",
         "Teach the tiny language model to read, and join it to the tower",
         (
-            *("scripts.pretrain_tiny_language_model", "--tower", str(plan.tower)),
-            *("--data", *map(str, records), "--out", str(plan.out / "start"), "--seed", str(plan.seed)),
+            *("scripts.pretrain_tiny_language_model", "--tower", str(plan.tower), "--names", str(names)),
+            *("--texts", *map(str, texts), "--out", str(plan.out / "start"), "--seed", str(plan.seed), *few_steps),
         ),
         plan.out / "start",
-        seconds=50,
-        after=(*(folder.name for folder in records), *(["tower"] if plan.from_scratch else [])),
+        seconds=100,
+        after=(names.name, *(folder.name for folder in texts), *(["tower"] if plan.from_scratch else [])),
         reads=() if plan.from_scratch else (ASSETS,),
     )
 
@@ -127,13 +134,14 @@ def _warm_up(plan: Plan) -> Step:
 def _stage(plan: Plan, number: int, *, start: str, output: str, kinds: tuple[str, ...], seconds: float) -> Step:
     config = CONFIGS / f"stage{number}.yaml"
     data = [plan.records("train", kind) for kind in kinds]
+    few_steps = ("max_steps=2", "batch_size=4") if plan.trial else ()
     titles = {1: "Align pictures with text", 2: "Align regions with text", 3: "Tune on instructions"}
     return Step(
         output,
         f"{titles[number]} (stage {number})",
         (
             *("scripts.train", "--config", str(config), f"model={plan.out / start}"),
-            *(f"data=[{','.join(map(str, data))}]", f"output={plan.out / output}", f"seed={plan.seed}"),
+            *(f"data=[{','.join(map(str, data))}]", f"output={plan.out / output}", f"seed={plan.seed}", *few_steps),
         ),
         plan.out / output,
         seconds,
@@ -203,13 +211,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--scenes", type=int, default=2400, metavar="N", help="training scenes (%(default)s)")
     made.add_argument("--seed", type=int, default=0, metavar="S", help="of scenes and training (%(default)s)")
     made.add_argument("--from-scratch", action="store_true", help="pretrain the tiny vision tower too (4 minutes more)")
+    made.add_argument("--trial", action="store_true", help="train two steps a stage, to try the commands")
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parser().parse_args(arguments)
-    plan = Plan(options.out, options.scenes, options.seed, options.from_scratch)
+    plan = Plan(options.out, options.scenes, options.seed, options.from_scratch, options.trial)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start = time.monotonic()
     try:

@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-# Of tqdm: "12/340 [00:05<". The bar with the most units is the one that spans the whole step.
-PROGRESS_BAR = re.compile(rb"(\d+)/(\d+) \[")
+# Of tqdm: "training: 4%| | 12/340 [00:05<". The bar with the most units is the one that spans the whole step; those for
+# the loading and saving of weights are left aside.
+PROGRESS_BAR = re.compile(rb"(?:^|[\r\n])(?!Loading weights|Writing model)[^\r\n]*?(\d+)/(\d+) \[")
+LONGEST_REASON = 240
 # How much expected time the first guess of this machine's speed is worth against measured time, in seconds.
 GUESS_WEIGHT = 60.0
 
@@ -205,6 +207,7 @@ def _output_of(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
 def _failure(step: Step, code: int, log: Path) -> str:
     lines = [line for line in re.split(r"[\r\n]+", log.read_text("utf-8", errors="replace")) if line.strip()]
     reason = lines[-1].strip().removeprefix("error: ") if len(lines) > 1 else f"no message, exit code {code}"
+    reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}..."
     if not code:
         reason = f"it ended without leaving {step.output}"
     return (

@@ -24,7 +24,7 @@ with open("calls", "a") as calls:
     print(kind, out.name, file=calls)
 print("something about", out.name)
 if kind == "fail":
-    sys.exit("error: no such picture: cat.jpg")
+    sys.exit("error: no such picture: cat.jpg" + 1000 * "?")
 if kind == "nothing":
     sys.exit(0)
 if kind == "wait":
@@ -88,7 +88,7 @@ def test_a_failing_step_ends_with_one_line_and_is_where_the_next_run_goes_on(fol
     with pytest.raises(StepError) as failure:
         run([step(folder, "a"), step(folder, "b", "fail"), step(folder, "c")], folder)
     message = str(failure.value)
-    assert message.startswith("step b failed: no such picture: cat.jpg (all it said: ")
+    assert message.startswith("step b failed: no such picture: cat.jpg???") and len(message) < 600
     assert str(folder / "logs" / "b.log") in message and "run the same command again" in message
     assert "\n" not in message
     assert run([step(folder, "a"), step(folder, "b"), step(folder, "c")], folder)[0] == ["make b", "make c"]
@@ -161,6 +161,7 @@ def test_remaining_time_follows_the_measured_pace_and_the_widest_bar(folder: Pat
     progress.begin(2, steps[1])
     assert progress.remaining(steps[1], 4.0) == pytest.approx(20 * pace - 4.0)
     progress.show(steps[1], 5.0, b"outer: 25%| | 75/300 [00:05<00:15]\rinner: 90%| | 9/10 [00:00<00:00]\r")
+    progress.show(steps[1], 5.0, b"Loading weights: 90%| | 450/500 [00:00<00:00]\r")
     assert progress.remaining(steps[1], 5.0) == pytest.approx(15.0 + 10 * pace)
 
 
