@@ -48,7 +48,11 @@ class Region:
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance; the text refers to regions as `<region1>`, `<region2>`, ..."""
+    """One utterance; the text refers to regions as `<region1>`, `<region2>`, ...
+
+    A user's turn that says nothing of its own asks *the source's own question*, whose words the prompt style chooses:
+    about a region if the text is its reference alone (`<region2>`), about the whole picture if the text is empty.
+    """
 
     role: Literal["user", "assistant"]
     text: str
@@ -59,12 +63,8 @@ class RegionRecord:
     """A picture, regions in it, and what was said about them.
 
     `image` is a path relative to the folder of pictures; `height` and `width` are the picture's size in pixels. Turns
-    come in one of three forms:
-
-    * none: the names of the regions are the answers to the source's question;
-    * assistant turns alone: answer k is given to the source's question about region k, or about the whole picture if
-      there are no regions;
-    * user and assistant in turn: questions and their answers.
+    alternate between user and assistant. Without turns, the source's own question is asked about every region, and the
+    region's name is the answer.
     """
 
     id: str
@@ -75,24 +75,19 @@ class RegionRecord:
     regions: tuple[Region, ...] = ()
     turns: tuple[Turn, ...] = ()
 
-    @property
-    def holds_answers_only(self) -> bool:
-        """Whether the turns are answers to questions that the source's prompts ask."""
-        return bool(self.turns) and all(turn.role == "assistant" for turn in self.turns)
-
 
 @dataclass(frozen=True)
 class Rejection:
     """Something of a source that did not become part of a record.
 
-    `reason` is one of few constant phrases, so that equal ones can be counted; `detail` says what was found. `regions`
-    is the number of annotations that were lost by it.
+    `reason` is one of few constant phrases, so that equal ones can be counted; `detail` says what was found.
+    `annotations` is the number of annotations that were lost by it.
     """
 
     id: str
     reason: str
     detail: str = ""
-    regions: int = 1
+    annotations: int = 1
 
 
 @dataclass(frozen=True)
@@ -131,19 +126,14 @@ def _text_problems(record: RegionRecord) -> list[Problem]:
                 Problem("region reference out of range", f"<region{beyond[0]}>, {len(record.regions)} regions")
             )
     for number, turn in enumerate(record.turns, start=1):
-        if not turn.text.strip():
-            kind = "empty answer" if turn.role == "assistant" else "empty question"
-            problems.append(Problem(kind, f"turn {number}"))
+        if turn.role == "assistant" and not turn.text.strip():
+            problems.append(Problem("empty answer", f"turn {number}"))
     return problems
 
 
 def _order_problems(record: RegionRecord) -> list[Problem]:
     roles = [turn.role for turn in record.turns]
-    if record.holds_answers_only:
-        expected = max(1, len(record.regions))
-        if len(roles) != expected:
-            return [Problem("answers and regions differ in number", f"{len(roles)} answers, {expected} expected")]
-    elif roles != (["user", "assistant"] * len(roles))[: len(roles)] or len(roles) % 2:
+    if roles != ["user", "assistant"] * (len(roles) // 2):
         return [Problem("turns do not alternate between user and assistant", " ".join(roles))]
     return []
 

@@ -17,18 +17,25 @@ from data_pipelines.records import (
     FOLDER_FORMAT,
     MANIFEST_NAME,
     REJECTIONS_NAME,
+    Problem,
     RegionRecord,
     Rejection,
     arrow_features,
     record_problems,
     record_to_row,
 )
+from data_pipelines.tally import Tally, count
 
 if TYPE_CHECKING:
     from datasets.arrow_writer import ArrowWriter
 
-FIRST_IDS = 10
-"""How many ids of each kind of rejection the manifest lists; `rejections.jsonl` has them all."""
+
+class BrokenRecord(ValueError):
+    """A record that would break training; `problem` is the first thing that is wrong with it."""
+
+    def __init__(self, record: RegionRecord, problem: Problem) -> None:
+        super().__init__(f"{problem.reason}: {problem.detail} (record {record.id})")
+        self.problem = problem
 
 
 class RecordWriter:
@@ -63,7 +70,7 @@ class RecordWriter:
         self.overwrite = overwrite
         self.counts = {"records": 0, "regions": 0, "turns": 0}
         self.counts_in: dict[str, int] = {}
-        self.rejections: dict[str, dict[str, Any]] = {}
+        self.rejections: Tally = {}
         self._aside = self.out.with_name(f".{self.out.name}.partial")
         self._shards: list[dict[str, Any]] = []
         self._shard: ArrowWriter | None = None
@@ -92,11 +99,11 @@ class RecordWriter:
         """Write one record.
 
         Raises:
-            ValueError: if it would break training (`record_problems`).
+            BrokenRecord: if it would break training (`record_problems`).
         """
         problems = record_problems(record)
         if problems:
-            raise ValueError(f"{problems[0].reason}: {problems[0].detail} (record {record.id})")
+            raise BrokenRecord(record, problems[0])
         if self._shard is None:
             self._open_shard()
         assert self._shard is not None
@@ -109,15 +116,14 @@ class RecordWriter:
             self._close_shard()
 
     def reject(self, rejection: Rejection) -> None:
-        """Count something that was left out, and write it down with its id and reason."""
+        """Count something that was left out, and write it down with its id and reason.
+
+        The manifest names the first ids of every reason, `rejections.jsonl` all of them.
+        """
         assert self._rejections_file is not None
         line = {"id": rejection.id, "reason": rejection.reason, "detail": rejection.detail}
         self._rejections_file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        entry = self.rejections.setdefault(rejection.reason, {"count": 0, "regions": 0, "first_ids": []})
-        entry["count"] += 1
-        entry["regions"] += rejection.regions
-        if len(entry["first_ids"]) < FIRST_IDS:
-            entry["first_ids"].append(rejection.id)
+        count(self.rejections, rejection.reason, rejection.id, annotations=rejection.annotations)
 
     def _open_shard(self) -> None:
         from datasets.arrow_writer import ArrowWriter

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from osprey_tp.prompts import CATEGORY_QUESTION
+from osprey_tp.prompts import CATEGORY_QUESTION, require_one_region
 
 if TYPE_CHECKING:
-    from osprey_tp.sessions import ImageSession
+    from PIL.Image import Image
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,37 +55,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe(options: argparse.Namespace) -> str:
-    """Answer what the command line asks."""
+    """Answer what the command line asks; whatever can be wrong about it is found before the model is loaded."""
     from osprey_tp.images import load_image
-    from osprey_tp.sessions import RegionDescriber
-
-    image = load_image(options.image)
-    session = RegionDescriber.from_pretrained(options.model, device=options.device).open(image)
-    region = _region(options, session)
-    answer = session.ask([region], options.question, max_new_tokens=options.max_new_tokens)[0]
-    if not options.json:
-        return answer
     from osprey_tp.masks import to_rle
 
-    rle = to_rle(region, session.height, session.width)
-    return json.dumps({"image": str(options.image), "question": options.question, "answer": answer, "region": rle})
+    question = require_one_region(options.question)
+    image = load_image(options.image)
+    region = to_rle(_region(options, image), image.height, image.width)
+    answer = _ask(options, image, region, question)
+    if not options.json:
+        return answer
+    return json.dumps({"image": str(options.image), "question": question, "answer": answer, "region": region})
 
 
-def _region(options: argparse.Namespace, session: ImageSession) -> Any:
-    """The region that the command line points at."""
+def _ask(options: argparse.Namespace, image: Image, region: dict[str, Any], question: str) -> str:
+    from transformers.utils import logging
+
+    from osprey_tp.sessions import RegionDescriber
+
+    logging.disable_progress_bar()
+    session = RegionDescriber.from_pretrained(options.model, device=options.device).open(image)
+    return session.ask([region], question, max_new_tokens=options.max_new_tokens)[0]
+
+
+def _region(options: argparse.Namespace, image: Image) -> Any:
+    """The region that the command line points at, in a form of `osprey_tp.masks`."""
     if options.box is not None:
         return {"box": options.box}
     if options.mask is not None:
         return options.mask
     x, y = options.point
-    if not (0 <= x < session.width and 0 <= y < session.height):
+    if not (0 <= x < image.width and 0 <= y < image.height):
         raise ValueError(
-            f"the point {x:g},{y:g} lies outside the picture, {session.width} pixels wide and {session.height} high"
+            f"the point {x:g},{y:g} lies outside the picture, {image.width} pixels wide and {image.height} high"
         )
     from osprey_tp.segmenters import load_segmenter
 
-    candidates = load_segmenter(options.segmenter).open(session.image).segment([options.point], [True])
-    return max(candidates, key=lambda candidate: candidate.score).mask
+    return load_segmenter(options.segmenter).open(image).segment([(x, y)], [True])[0].mask
 
 
 def _numbers(count: int) -> Any:

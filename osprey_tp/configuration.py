@@ -150,8 +150,8 @@ class OspreyTPConfig(PreTrainedConfig):
         ),
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
     preset: Literal["published", "recommended"] = "recommended"
     projector_type: str = "tokenpacker"
     projector_num_attention_heads: int | None = None
@@ -224,7 +224,7 @@ class OspreyTPConfig(PreTrainedConfig):
     def _check_tokens(self) -> None:
         """Separators are rows of the embedding; the two placeholders differ from each other and from them."""
         vocabulary = self.text_config.vocab_size
-        separators = {
+        separators: dict[str, Any] = {
             "tile_separator_token_id": self.tile_separator_token_id,
             "row_separator_token_id": self.row_separator_token_id,
         }

@@ -26,9 +26,9 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .images import load_image
-from .masks import Region, area_coverage, published_coverage, to_mask
-from .tiling import TilePlan, Tiling
+from osprey_tp.images import load_image
+from osprey_tp.masks import Region, area_coverage, published_coverage, to_mask
+from osprey_tp.tiling import TilePlan, Tiling
 
 CHOICES = {
     "resize_mode": ("antialiased", "published"),

@@ -34,8 +34,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .images import MAX_PIXELS, decoding, open_picture
-from .tiling import TilePlan
+from osprey_tp.images import MAX_PIXELS, decoding, open_picture
+from osprey_tp.tiling import TilePlan
 
 Region = Any
 """A region in any of the forms above."""

@@ -41,7 +41,7 @@ class OspreyTPFeatures(BaseModelOutputWithPooling):
         region_tokens: (regions, D).
     """
 
-    pooler_output: list[Tensor] | None = None
+    pooler_output: list[Tensor] | None = None  # type: ignore[assignment]  # a tensor a picture, as in llava_next
     region_tokens: Tensor | None = None
 
 
@@ -51,7 +51,7 @@ class OspreyTPPreTrainedModel(PreTrainedModel):
     config: OspreyTPConfig
     config_class = OspreyTPConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
@@ -231,6 +231,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
             features = self.get_image_features(pixel_values, tile_grids, region_coverage, region_image_index)
         if inputs_embeds is None:
             decoding = features is None and past_key_values is not None and past_key_values.get_seq_length() > 0
+            assert input_ids is not None
             inputs_embeds = self._embed_generated(input_ids) if decoding else self.embed_prompt(input_ids, features)
         return self.language_model(
             inputs_embeds=inputs_embeds,
@@ -243,7 +244,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
 
     def _embed_generated(self, input_ids: Tensor) -> Tensor:
         """Embed tokens that the model itself produced: a placeholder among them is a word like any other."""
-        rows = self.get_input_embeddings().weight.shape[0]
+        rows = self.config.text_config.vocab_size
         return self.get_input_embeddings()(input_ids.masked_fill(input_ids >= rows, 0))
 
 
@@ -349,7 +350,7 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
             attentions=outputs.attentions,
         )
 
-    def _expand_multimodal_outputs(
+    def _expand_multimodal_outputs(  # type: ignore[override]
         self,
         input_ids: Tensor,
         mm_encoder_output: dict[str, OspreyTPFeatures],

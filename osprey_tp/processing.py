@@ -59,9 +59,10 @@ def add_region_tokens(tokenizer: PreTrainedTokenizerBase, preset: str = "recomme
     tokenizer.add_tokens(marks, special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    vocabulary = tokenizer.get_vocab()
     return {
-        "region_token_id": tokenizer.convert_tokens_to_ids(REGION_TOKEN),
-        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        "region_token_id": vocabulary[REGION_TOKEN],
+        "image_token_id": vocabulary[IMAGE_TOKEN],
         "tile_separator_token_id": _piece_id(tokenizer, ","),
         "row_separator_token_id": 0 if preset == "published" else _piece_id(tokenizer, "\n"),
     }
@@ -122,9 +123,7 @@ class OspreyTPProcessor(ProcessorMixin):
             patch_size=tiling.patch_size,
             scale_factor=tiling.scale_factor,
             max_tiles=tiling.max_tiles,
-            resize_mode=config.resize_mode,
-            thumbnail_source=config.thumbnail_source,
-            region_pooling=config.region_pooling,
+            **{name: getattr(config, name) for name in ("resize_mode", "thumbnail_source", "region_pooling")},
             **image_choices,
         )
         return cls(image_processor, tokenizer, chat_template=chat_template(template) if template else None)
@@ -191,7 +190,7 @@ class OspreyTPProcessor(ProcessorMixin):
             ]
         prompts, offsets = self.get_text_with_replacements(prompts, expansions)
         text_inputs = dict(self.tokenizer(prompts, return_tensors=return_tensors, **text_options))
-        self._check_special_mm_tokens(prompts, text_inputs, modalities=["image"])
+        self._check_special_mm_tokens(prompts, BatchFeature(text_inputs), modalities=["image"])
         if return_text_replacement_offsets:
             text_inputs["text_replacement_offsets"] = offsets
         return BatchFeature({**text_inputs, **vision})
@@ -244,7 +243,7 @@ class OspreyTPProcessor(ProcessorMixin):
             pictures.append(of_conversation)
             regions.append(their_regions)
         side = "left" if add_generation_prompt else "right"
-        batch = self.apply_chat_template(
+        batch: Any = self.apply_chat_template(
             texts,
             tokenize=True,
             return_dict=True,

@@ -74,7 +74,7 @@ class TokenPackerProjector(nn.Module):
         self.query_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
         self.key_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
         self.value_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
-        self.attention = BlockAttention(width, config.projector_num_attention_heads)
+        self.attention = BlockAttention(width, config.projector_num_attention_heads or 1)
         self.mlp = nn.Sequential(nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
         self.output_norm = output_norm(config)
 

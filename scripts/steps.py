@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-# Of tqdm: "12/340 [00:05<". The bar with the most units is the one that spans the whole step.
-PROGRESS_BAR = re.compile(rb"(\d+)/(\d+) \[")
+# Of tqdm: "training: 4%| | 12/340 [00:05<". The bar with the most units is the one that spans the whole step; those for
+# the loading and saving of weights are left aside.
+PROGRESS_BAR = re.compile(rb"(?:^|[\r\n])(?!Loading weights|Writing model)[^\r\n]*?(\d+)/(\d+) \[")
+LONGEST_REASON = 240
 # How much expected time the first guess of this machine's speed is worth against measured time, in seconds.
 GUESS_WEIGHT = 60.0
 
@@ -46,7 +48,7 @@ class Step:
         seconds: how long it takes on two cores; only the ratios of the steps matter, the rest is measured.
         after: names of earlier steps whose outputs it reads.
         reads: files or folders of the project that its result depends on.
-        resumes: whether the command takes up its own unfinished output; otherwise that is removed before it runs.
+        unfinished: what an interrupted command leaves and goes on from, if it is one that can; may be `output` itself.
 
     """
 
@@ -57,7 +59,7 @@ class Step:
     seconds: float
     after: tuple[str, ...] = ()
     reads: tuple[Path, ...] = ()
-    resumes: bool = False
+    unfinished: Path | None = None
 
     def __str__(self) -> str:
         return "python -m " + shlex.join(self.command)
@@ -138,14 +140,19 @@ def _seconds_if_done(step: Step, stamp: Path, key: str) -> float | None:
 
 
 def _clear(step: Step, stamp: Path, key: str) -> None:
-    """Remove what an earlier run left, unless the command can go on from it; note that the step has begun."""
+    """Remove what an earlier run left, but for that from which the command can go on; note that the step has begun."""
     begun = json.loads(stamp.read_text("utf-8")).get("key") if stamp.exists() else None
-    if not (step.resumes and begun == key):
-        if step.output.is_dir():
-            shutil.rmtree(step.output)
-        else:
-            step.output.unlink(missing_ok=True)
+    for path in {step.output, step.unfinished or step.output}:
+        if path != step.unfinished or begun != key:
+            _remove(path)
     _write(stamp, {"key": key, "command": str(step)})
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: dict[str, object]) -> None:
@@ -200,6 +207,7 @@ def _output_of(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
 def _failure(step: Step, code: int, log: Path) -> str:
     lines = [line for line in re.split(r"[\r\n]+", log.read_text("utf-8", errors="replace")) if line.strip()]
     reason = lines[-1].strip().removeprefix("error: ") if len(lines) > 1 else f"no message, exit code {code}"
+    reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}..."
     if not code:
         reason = f"it ended without leaving {step.output}"
     return (

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train(options.config, options.settings)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"train: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
     return 0
 
@@ -71,3 +71,80 @@ def build_trainer(settings: RunSettings, folder: RunFolder) -> StageTrainer:
         _say(format_table(table))
         _say(show_first_sample(trainer))
     return trainer
+
+
+def load_model(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration, OspreyTPProcessor]:
+    """The start model in float32, and its processor."""
+    import torch
+
+    from osprey_tp.modeling import OspreyTPForConditionalGeneration
+    from osprey_tp.processing import OspreyTPProcessor
+
+    _require_model_folder(Path(settings.model))
+    model = OspreyTPForConditionalGeneration.from_pretrained(settings.model, dtype=torch.float32, local_files_only=True)
+    processor = OspreyTPProcessor.from_pretrained(settings.model, local_files_only=True)
+    processor.check_fits(model.config)
+    return model, processor
+
+
+def load_data(settings: RunSettings) -> Dataset:
+    """The samples of all prepared record folders."""
+    from data_pipelines.dataset import ConversationDataset
+
+    return ConversationDataset(
+        settings.data, prompt_style=settings.prompt_style, seed=settings.seed, max_regions=settings.max_regions
+    )
+
+
+def show_first_sample(trainer: StageTrainer) -> str:
+    """The first sample as the model sees it, and what it is taught; fails where nothing is taught."""
+    from osprey_tp.training.self_check import describe_first_sample
+
+    return describe_first_sample(trainer.processing_class, trainer.data_collator([trainer.train_dataset[0]]))
+
+
+def save(trainer: StageTrainer, settings: RunSettings, folder: RunFolder) -> None:
+    """Write model, processor, settings, loss log and table aside, then rename."""
+    from osprey_tp.training.outputs import LOG_FILE, TABLE_FILE, write_json, write_settings
+
+    trainer.save_model(str(folder.result))
+    if trainer.is_world_process_zero():
+        write_settings(folder.result, settings)
+        write_json(folder.result / LOG_FILE, trainer.loss_log)
+        (folder.work / TABLE_FILE).replace(folder.result / TABLE_FILE)
+        folder.publish()
+        _say(f"wrote {folder.output}")
+
+
+def _checkpoint(folder: RunFolder) -> str | None:
+    checkpoint = folder.newest_checkpoint()
+    if checkpoint is not None:
+        _say(f"going on from {checkpoint}")
+    return None if checkpoint is None else str(checkpoint)
+
+
+def _require_model_folder(folder: Path) -> None:
+    needed = ("config.json", "processor_config.json")
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} is no model folder, it lacks {' and '.join(missing)}; name one that a stage wrote, or scripts.convert"
+        )
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

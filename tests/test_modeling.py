@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from osprey_tp import OspreyTPConfig, OspreyTPForConditionalGeneration
 from osprey_tp.modeling import OspreyTPFeatures, OspreyTPModel
-from osprey_tp.processing import add_region_tokens
+from osprey_tp.processing import IGNORED_LABEL, add_region_tokens
 from osprey_tp.tiling import count_tiles
 
 from .golden_recipe import load_json
@@ -153,7 +153,7 @@ def test_loss_depends_on_answers_alone():
         random_conversation(rng, pictures, answer) for pictures, answer in ((1, "a red ring"), (0, "blue"))
     ]
     batch = processor.prepare(conversations, return_labels=True)
-    answers = batch["labels"] != -100
+    answers = batch["labels"] != IGNORED_LABEL
     logits = model(**batch).logits[:, :-1][answers[:, 1:]]
     expected = torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:][answers[:, 1:]])
     torch.testing.assert_close(model(**batch).loss, expected)
@@ -163,18 +163,44 @@ def test_loss_depends_on_answers_alone():
     assert supervised == ["a red ring</s>", "blue</s>"]
 
 
-def test_gradients_do_not_reach_what_the_answers_do_not_see():
-    """The picture's padding, and the picture of another prompt, leave a prompt's loss as it is."""
+def test_loss_of_a_prompt_does_not_see_another_prompt_or_padding():
     model, processor = tiny_model()
     rng = np.random.default_rng(5)
-    conversations = [random_conversation(rng, 1, "a red ring"), random_conversation(rng, 1, "blue")]
+    conversations = [random_conversation(rng, 1, "a red ring"), random_conversation(rng, 2, "blue")]
     batch = processor.prepare(conversations, return_labels=True)
-    batch["labels"][1] = -100
+    batch["labels"][1] = IGNORED_LABEL
     batch["pixel_values"].requires_grad_(True)
-    model(**batch).loss.backward()
+    loss = model(**batch).loss
+    loss.backward()
     of_first = count_tiles(*batch["tile_grids"][0].tolist())
     assert batch["pixel_values"].grad[:of_first].abs().sum() > 0
     assert batch["pixel_values"].grad[of_first:].abs().sum() == 0
+    padding = batch["attention_mask"] == 0
+    assert padding.any()
+    batch["input_ids"][padding] = 77
+    torch.testing.assert_close(model(**batch).loss, loss)
+
+
+def test_labels_of_questions_are_ignored_whatever_the_question():
+    """Another word in a question changes what the model sees, never which tokens are scored."""
+    _, processor = tiny_model()
+    picture = random_conversation(np.random.default_rng(5), 1)[0]["content"][0]
+    marks = "<mask>" * len(picture["regions"])
+    batches = [
+        processor.prepare(
+            [
+                [
+                    {"role": "user", "content": [picture, {"type": "text", "text": f"{word} {marks}"}]},
+                    {"role": "assistant", "content": "a red ring"},
+                ]
+            ],
+            return_labels=True,
+        )
+        for word in ("red", "blue and large")
+    ]
+    scored = [batch["labels"][batch["labels"] != IGNORED_LABEL].tolist() for batch in batches]
+    assert scored[0] == scored[1]
+    assert processor.tokenizer.decode(scored[0]).strip() == "a red ring</s>"
 
 
 def test_activation_checkpointing_gives_the_same_gradients():

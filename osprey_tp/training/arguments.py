@@ -20,7 +20,8 @@ class RunSettings:
     Attributes:
         stage: 1, 2 or 3.
         model: Model folder to start from: what the stage before wrote, or a converted checkpoint.
-        data: Prepared record folders, read as one data set.
+        data: Prepared record folders, read as one data set: a list, or a mapping from folder to how often each of its
+            records is seen in an epoch.
         output: Folder to write; it appears when the run is complete.
         learning_rate: Peak learning rate of every part that trains; by default the stage's published one.
         learning_rates: Peak learning rate by part, above `learning_rate`.
@@ -34,11 +35,14 @@ class RunSettings:
         precision: `bf16`, `fp16` (autocast over float32 weights) or `fp32`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         workers: Processes that load data beside the training process.
+        prompt_style: Wording of the sources' own questions, `clean` or `published`.
+        max_regions: Most regions in one conversation, where the source allows more.
         seed: Of the data order and of everything random in a run.
         log_every: Optimiser steps between two entries of the loss log.
         save_every: Optimiser steps between two checkpoints.
         keep_checkpoints: How many checkpoints to keep while the run goes on.
-        resume: `auto` goes on from the newest checkpoint of an interrupted run with the same settings; `never` starts anew.
+        resume: `auto` goes on from the newest checkpoint of an interrupted run with the same settings; `never` starts
+            anew.
         device: `auto` takes an accelerator if there is one; `cpu` does not.
         deepspeed: DeepSpeed configuration file.
         report_to: Trackers of transformers, such as `tensorboard`.
@@ -46,7 +50,7 @@ class RunSettings:
 
     stage: int
     model: str
-    data: tuple[str, ...]
+    data: Mapping[str, float]
     output: str
     learning_rate: float | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
@@ -60,6 +64,8 @@ class RunSettings:
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
     workers: int = 2
+    prompt_style: Literal["clean", "published"] = "clean"
+    max_regions: int | None = None
     seed: int = 0
     log_every: int = 10
     save_every: int = 500
@@ -96,8 +102,8 @@ def load_settings(file: Path | None, overrides: Iterable[str] = ()) -> RunSettin
     """Read a YAML file of settings and apply `key=value` overrides (`learning_rates.projector=1e-3` reaches inside).
 
     Raises:
-        ValueError: for a file that is no mapping, an unknown key (the nearest one is named), a missing key, a value of the
-            wrong type. One line.
+        ValueError: for a file that is no mapping, an unknown key (the nearest one is named), a missing key, a value of
+            the wrong type. One line.
         OSError: if the file cannot be read.
     """
     values: dict[str, Any] = {}
@@ -154,6 +160,13 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         raise ValueError(f"{name} must be {expected}, got {value!r}") from None
 
 
+def _named_numbers(value: Any) -> dict[Any, Any]:
+    """A mapping from names to numbers; names without a number have 1."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return dict.fromkeys([value] if isinstance(value, str) else value or (), 1.0)
+
+
 def _converted(value: Any, kind: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
@@ -166,7 +179,7 @@ def _converted(value: Any, kind: Any) -> Any:
         items = [value] if isinstance(value, str) else list(value or ())
         return tuple(_converted(item, inner[0]) for item in items)
     if origin is not None:
-        return {str(part): _converted(rate, inner[1]) for part, rate in dict(value or {}).items()}
+        return {str(key): _converted(number, inner[1]) for key, number in _named_numbers(value).items()}
     if kind is bool or isinstance(value, bool):
         if kind is not bool or not isinstance(value, bool):
             raise ValueError

@@ -1,10 +1,10 @@
 """The three training stages as declared data, and their application to a model.
 
-| stage | trains                                      | published learning rate | prompts      |
-|-------|---------------------------------------------|-------------------------|--------------|
-| 1     | projector                                   | 1e-3                    | `plain`      |
-| 2     | region encoder                              | 5e-4                    | `vicuna_v1`  |
-| 3     | projector, region encoder, language model   | 2e-5                    | `vicuna_v1`  |
+| stage | trains                                      | published learning rate | chat template              |
+|-------|---------------------------------------------|-------------------------|----------------------------|
+| 1     | projector                                   | 1e-3                    | `plain`                    |
+| 2     | region encoder                              | 5e-4                    | the model's (`vicuna_v1`)  |
+| 3     | projector, region encoder, language model   | 2e-5                    | the model's (`vicuna_v1`)  |
 
 The vision tower is frozen in all of them. A part that no stage names is frozen; nothing else decides what trains.
 """
@@ -33,13 +33,14 @@ class Stage:
         number: 1, 2 or 3.
         title: What the stage is for, in words.
         learning_rates: Peak learning rate of every part that trains. Parts that are missing here are frozen.
-        template: Name of the chat template that renders the conversations.
+        template: Name of the chat template that renders the conversations; None for the one in the model folder, which
+            is `vicuna_v1` for Vicuna.
     """
 
     number: int
     title: str
     learning_rates: Mapping[str, float]
-    template: str
+    template: str | None
 
     def with_learning_rates(self, changed: Mapping[str, float]) -> Stage:
         """The same stage with other learning rates for some of the parts that it trains.
@@ -59,12 +60,12 @@ class Stage:
 STAGES: Mapping[int, Stage] = MappingProxyType(
     {
         1: Stage(1, "image-text alignment", MappingProxyType({"projector": 1e-3}), template="plain"),
-        2: Stage(2, "mask-text alignment", MappingProxyType({"region_encoder": 5e-4}), template="vicuna_v1"),
+        2: Stage(2, "mask-text alignment", MappingProxyType({"region_encoder": 5e-4}), template=None),
         3: Stage(
             3,
             "instruction tuning",
             MappingProxyType({"projector": 2e-5, "region_encoder": 2e-5, "language_model": 2e-5}),
-            template="vicuna_v1",
+            template=None,
         ),
     }
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
-from osprey_tp.processing import OspreyTPProcessor
+from osprey_tp.processing import OspreyTPProcessor, chat_template
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.collator import ConversationCollator
 from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, parameters_of
@@ -23,7 +24,7 @@ class StageTrainer(Trainer):
         model: Model to which `stage` has been applied.
         stage: What trains, at which rate.
         settings: The run.
-        processor: Renders conversations, with the stage's chat template.
+        processor: Renders conversations, by the stage's chat template if it names one; saved as it is.
         dataset: Samples `{"id", "conversation"}`.
         folder: Where checkpoints go.
     """
@@ -42,7 +43,7 @@ class StageTrainer(Trainer):
         super().__init__(
             model=model,
             args=training_arguments(settings, stage, folder),
-            data_collator=ConversationCollator(processor),
+            data_collator=ConversationCollator(for_stage(processor, stage)),
             train_dataset=dataset,
             processing_class=processor,
         )
@@ -71,6 +72,15 @@ class StageTrainer(Trainer):
             for entry in self.state.log_history
             if "loss" in entry
         ]
+
+
+def for_stage(processor: OspreyTPProcessor, stage: Stage) -> OspreyTPProcessor:
+    """A processor that renders conversations as the stage wants them; `processor` itself stays as it is."""
+    if stage.template is None:
+        return processor
+    rendering = copy(processor)
+    rendering.chat_template = chat_template(stage.template)
+    return rendering
 
 
 def training_arguments(settings: RunSettings, stage: Stage, folder: Path) -> TrainingArguments:

@@ -1,0 +1,53 @@
+"""The sources that can be prepared, by name.
+
+To add one, write a reader (`data_pipelines.sources.reader.SourceReader`) in a module beside this one, enter it here,
+and give it its wording in `data_pipelines.prompts`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_pipelines.sources.reader import SourceOptions, SourceReader
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """One line of the registry.
+
+    Attributes:
+        summary: What the source is, for the command line.
+        reader: `module:class` of its reader, below this package; imported when it is first used.
+    """
+
+    summary: str
+    reader: str
+
+
+SOURCES: Mapping[str, SourceEntry] = {
+    "coco": SourceEntry("COCO instances: regions with category names", "coco:CocoReader"),
+    "synthetic": SourceEntry(
+        "COCO instances of synthetic scenes, with questions about attributes", "synthetic:SyntheticReader"
+    ),
+    "refcoco": SourceEntry("RefCOCO re-exported as *_with_mask.json: one expression a record", "refcoco:RefCocoReader"),
+    "refcoco+": SourceEntry("RefCOCO+ in the same form: expressions without positions", "refcoco:RefCocoReader"),
+    "refcocog": SourceEntry("RefCOCOg in the same form: long expressions", "refcoco:RefCocoReader"),
+    "captions": SourceEntry("COCO captions: pictures without regions", "captions:CaptionReader"),
+}
+
+
+def open_source(name: str, options: SourceOptions) -> SourceReader:
+    """The reader of that source.
+
+    Raises:
+        ValueError: for an unknown name, a missing file or folder, or a file of another format.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"unknown source {name!r}; choose from {', '.join(SOURCES)}")
+    module, _, class_name = SOURCES[name].reader.partition(":")
+    reader = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
+    return reader(name, options)

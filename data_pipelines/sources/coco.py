@@ -1,0 +1,94 @@
+"""COCO instances: `instances_{train,val}2017.json`, and every file of that form.
+
+```
+{"images": [{"id": 439180, "file_name": "000000439180.jpg", "height": 360, "width": 640}],
+ "categories": [{"id": 1, "name": "person"}],
+ "annotations": [{"id": 18, "image_id": 439180, "category_id": 1, "iscrowd": 0, "segmentation": ..., "bbox": ...}]}
+   ─► RegionRecord("coco:439180", regions=(Region(mask, "person", box), ...))
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pycocotools import mask as mask_utils
+
+from data_pipelines.records import Region, RegionRecord, Rejection, Turn
+from data_pipelines.sources.formats import COCO_INSTANCES
+from data_pipelines.sources.reader import CocoLikeReader, Picture, SourceOptions, Unusable, is_id
+from data_pipelines.sources.segmentation import read_segmentation
+
+
+class CocoReader(CocoLikeReader):
+    """One record a picture; its regions are named after their categories.
+
+    Left out, each with its reason: crowd regions unless they are asked for, annotations of an unknown category, and
+    those whose segmentation gives no mask. Regions are kept however small they are. Boxes are those of the masks.
+    """
+
+    format = COCO_INSTANCES
+
+    def __init__(self, name: str, options: SourceOptions) -> None:
+        super().__init__(name, options)
+        self._names = {
+            category["id"]: str(category.get("name", "")).strip()
+            for category in self._content.get("categories", [])
+            if isinstance(category, dict) and is_id(category.get("id"))
+        }
+
+    def _read_picture(
+        self, record_id: str, picture: Picture, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
+    ) -> Iterator[RegionRecord | Rejection]:
+        regions = []
+        for annotation in annotations:
+            region_id = f"{record_id}#{annotation['id']}"
+            try:
+                region, left_out = self._region(annotation, picture)
+            except Unusable as problem:
+                yield Rejection(region_id, problem.reason, problem.detail)
+                continue
+            if left_out:
+                detail = f"{left_out} of fewer than 3 points"
+                yield Rejection(region_id, "degenerate polygon left out of its region", detail, annotations=0)
+            regions.append(region)
+        try:
+            yield self._record(record_id, picture, entry, regions)
+        except Unusable as problem:
+            yield Rejection(record_id, problem.reason, problem.detail, annotations=len(regions))
+
+    def _record(
+        self, record_id: str, picture: Picture, entry: Mapping[str, Any], regions: Sequence[Region]
+    ) -> RegionRecord:
+        if not regions:
+            raise Unusable("picture without a usable region")
+        turns = self._turns(entry, regions)
+        return RegionRecord(
+            record_id, self.name, picture.path, picture.height, picture.width, tuple(regions), tuple(turns)
+        )
+
+    def _turns(self, entry: Mapping[str, Any], regions: Sequence[Region]) -> Sequence[Turn]:
+        """What is said about the regions, beside their names; may raise `Unusable`."""
+        return ()
+
+    def _region(self, annotation: Mapping[str, Any], picture: Picture) -> tuple[Region, int]:
+        """The region, and how many of its polygons were left out."""
+        if annotation.get("iscrowd") and not self.options.include_crowd:
+            raise Unusable("crowd region")
+        name = self._name(annotation)
+        rle, left_out = read_segmentation(annotation.get("segmentation"), picture.height, picture.width)
+        x, y, width, height = (float(value) for value in mask_utils.toBbox(rle))
+        return Region(rle, name, (x, y, x + width, y + height)), left_out
+
+    def _name(self, annotation: Mapping[str, Any]) -> str:
+        """The name of the region; may raise `Unusable`."""
+        name = self._category_name(annotation)
+        if not name:
+            raise Unusable("unknown category", f"category_id {annotation.get('category_id')!r}")
+        return name
+
+    def _category_name(self, annotation: Mapping[str, Any]) -> str:
+        """The name of the annotation's category, "" if the file does not say it."""
+        category = annotation.get("category_id")
+        return self._names.get(category, "") if is_id(category) else ""

@@ -1,0 +1,237 @@
+"""From nothing to a tiny model that describes regions, and a report about what it learned.
+
+Draws synthetic scenes, prepares them as any data set, trains the three stages, evaluates on held-out scenes and writes
+report.html, with the commands that a user of real data would type; each is shown as it runs. Interrupted, the same
+command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.steps import Step, StepError, clock, run_steps
+
+ASSETS = Path("scripts/assets/tiny_tower")
+CONFIGS = Path("scripts/configs/tiny")
+SHUFFLE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a quickstart makes.
+
+    Attributes:
+        out: folder of everything.
+        scenes: number of training scenes.
+        seed: of scenes and training.
+        from_scratch: pretrain the vision tower too, rather than take the one that lies in the project.
+        trial: train a few steps only, to try the commands.
+    """
+
+    out: Path
+    scenes: int
+    seed: int
+    from_scratch: bool
+    trial: bool = False
+
+    @property
+    def tower(self) -> Path:
+        """Folder of the vision tower."""
+        return self.out / "tower" if self.from_scratch else ASSETS
+
+    def records(self, split: str, kind: str) -> Path:
+        """Folder of prepared records."""
+        return self.out / "records" / f"{kind}_{split}"
+
+
+def steps_of(plan: Plan) -> list[Step]:
+    """All steps from the drawing to the report, in order."""
+    return [
+        _draw(plan),
+        *(_prepare(plan, split, kind) for split in ("train", "test") for kind in KINDS),
+        *([_pretrain_tower(plan)] if plan.from_scratch else []),
+        _warm_up(plan),
+        _stage(plan, 1, start="start", output="stage1", kinds=("captions",), seconds=40),
+        _stage(plan, 2, start="stage1", output="stage2", kinds=("objects", "expressions"), seconds=120),
+        _stage(plan, 3, start="stage2", output="model", kinds=("objects", "expressions", "captions"), seconds=180),
+        _evaluate(plan, "referring-classification", "objects", "--shuffle-regions", str(SHUFFLE_SEED)),
+        _evaluate(plan, "region-caption", "expressions"),
+        _report(plan),
+    ]
+
+
+KINDS = {
+    "objects": ("synthetic", "instances"),
+    "expressions": ("refcoco", "refs"),
+    "captions": ("captions", "captions"),
+}
+"""What is prepared from the scenes: kind -> (source of `data_pipelines prepare`, name of the annotation file)."""
+
+
+def _draw(plan: Plan) -> Step:
+    held_out = max(4, min(200, plan.scenes // 8))
+    counts = ("--train", str(plan.scenes), "--val", "0", "--test", str(held_out))
+    command = ("data_pipelines", "synthesize", "--out", str(plan.out / "scenes"), *counts)
+    return Step(
+        "scenes",
+        "Draw scenes of textured, coloured shapes",
+        (*command, "--seed", str(plan.seed), "--workers", "2"),
+        plan.out / "scenes",
+        seconds=20,
+    )
+
+
+def _prepare(plan: Plan, split: str, kind: str) -> Step:
+    source, file = KINDS[kind]
+    scenes, records = plan.out / "scenes", plan.records(split, kind)
+    annotations = scenes / "annotations" / f"{file}_{split}.json"
+    return Step(
+        records.name,
+        f"Prepare {kind} for {'training' if split == 'train' else 'testing'}",
+        (
+            *("data_pipelines", "prepare", source, "--annotations", str(annotations)),
+            *("--images", str(scenes / "images" / split), "--out", str(records)),
+        ),
+        records,
+        seconds=6,
+        after=("scenes",),
+    )
+
+
+def _pretrain_tower(plan: Plan) -> Step:
+    return Step(
+        "tower",
+        "Pretrain the tiny vision tower",
+        ("scripts.pretrain_tiny_tower", "--out", str(plan.tower), "--seed", str(plan.seed)),
+        plan.tower,
+        seconds=260,
+    )
+
+
+def _warm_up(plan: Plan) -> Step:
+    names, *texts = (plan.records("train", kind) for kind in KINDS)
+    few_steps = ("--hidden-steps", "2", "--shown-steps", "2") if plan.trial else ()
+    return Step(
+        "start",
+        "Teach the tiny language model to read, and join it to the tower",
+        (
+            *("scripts.pretrain_tiny_language_model", "--tower", str(plan.tower), "--names", str(names)),
+            *("--texts", *map(str, texts), "--out", str(plan.out / "start"), "--seed", str(plan.seed), *few_steps),
+        ),
+        plan.out / "start",
+        seconds=100,
+        after=(names.name, *(folder.name for folder in texts), *(["tower"] if plan.from_scratch else [])),
+        reads=() if plan.from_scratch else (ASSETS,),
+    )
+
+
+def _stage(plan: Plan, number: int, *, start: str, output: str, kinds: tuple[str, ...], seconds: float) -> Step:
+    config = CONFIGS / f"stage{number}.yaml"
+    data = [plan.records("train", kind) for kind in kinds]
+    few_steps = ("max_steps=2", "batch_size=4") if plan.trial else ()
+    titles = {1: "Align pictures with text", 2: "Align regions with text", 3: "Tune on instructions"}
+    return Step(
+        output,
+        f"{titles[number]} (stage {number})",
+        (
+            *("scripts.train", "--config", str(config), f"model={plan.out / start}"),
+            *(f"data=[{','.join(map(str, data))}]", f"output={plan.out / output}", f"seed={plan.seed}", *few_steps),
+        ),
+        plan.out / output,
+        seconds,
+        after=(start, *(folder.name for folder in data)),
+        reads=(config,),
+        unfinished=plan.out / f"{output}.unfinished",
+    )
+
+
+def _evaluate(plan: Plan, task: str, kind: str, *options: str) -> Step:
+    out, data = plan.out / "evaluation" / task, plan.records("test", kind)
+    return Step(
+        task,
+        f"Evaluate on held-out scenes: {task}",
+        (
+            *("eval", task, "--model", str(plan.out / "model")),
+            *("--data", str(data), "--out", str(out), *options),
+        ),
+        out,
+        seconds=45,
+        after=("model", data.name),
+        unfinished=out,
+    )
+
+
+def _report(plan: Plan) -> Step:
+    return Step(
+        "report",
+        "Write the report",
+        ("scripts.quickstart_report", str(plan.out)),
+        plan.out / "report.html",
+        seconds=15,
+        after=("referring-classification", "region-caption"),
+        reads=(Path("scripts/quickstart_report.py"),),
+    )
+
+
+def closing_words(plan: Plan) -> str:
+    """What to look at and what to type next, about a shape of a held-out scene."""
+    annotations = json.loads((plan.out / "scenes" / "annotations" / "instances_test.json").read_text("utf-8"))
+    shape = annotations["annotations"][0]
+    picture = next(image["file_name"] for image in annotations["images"] if image["id"] == shape["image_id"])
+    x, y, width, height = shape["bbox"]
+    box = [round(value) for value in (x, y, x + width, y + height)]
+    model, image = plan.out / "model", plan.out / "scenes" / "images" / "test" / picture
+    return f"""
+Look at the report      {plan.out / "report.html"}
+Open the app            .venv/bin/python -m app --model {model}
+Ask on the command line .venv/bin/osprey-tp describe {image} --box {",".join(map(str, box))} --model {model}
+Ask from Python
+
+    from osprey_tp import RegionDescriber
+
+    session = RegionDescriber.from_pretrained("{model}").open("{image}")
+    print(session.ask([{{"box": {box}}}]))
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m scripts.quickstart",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR", help="(%(default)s)")
+    made.add_argument("--scenes", type=int, default=2400, metavar="N", help="training scenes (%(default)s)")
+    made.add_argument("--seed", type=int, default=0, metavar="S", help="of scenes and training (%(default)s)")
+    made.add_argument("--from-scratch", action="store_true", help="pretrain the tiny vision tower too (4 minutes more)")
+    made.add_argument("--trial", action="store_true", help="train two steps a stage, to try the commands")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    options = parser().parse_args(arguments)
+    plan = Plan(options.out, options.scenes, options.seed, options.from_scratch, options.trial)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    start = time.monotonic()
+    try:
+        run_steps(steps_of(plan), plan.out)
+    except (StepError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; the same command goes on where it was\n")
+        return 128 + signal.SIGINT
+    sys.stdout.write(f"All done in {clock(time.monotonic() - start)}.\n{closing_words(plan)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
