@@ -284,9 +284,8 @@ def scene_item(
             answer = predictions[key].prediction.strip() or "(empty)"
             is_right = answer.lower().rstrip(".") == region.name
             right += is_right
-            lines.append(
-                (f"{number} {RIGHT}", answer) if is_right else (f"{number} {WRONG}", f"{answer} ({region.name})")
-            )
+            verdict = RIGHT if is_right else WRONG
+            lines.append((f"{number} {verdict}", answer if is_right else f"{answer}; is {region.name}"))
     if caption:
         lines.append(("caption", caption))
     share = right / len(answered) if answered else 0.0
