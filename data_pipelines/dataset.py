@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from osprey_tp.images import load_image
+from torch.utils.data import Dataset
 
 from data_pipelines.conversations import conversation_of
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
 from data_pipelines.records import RecordFolder, RegionRecord
+from osprey_tp.images import load_image
 
 FolderLike = str | Path | RecordFolder
 
 
-class ConversationDataset:
-    """A map-style data set (`torch.utils.data.Dataset` in all but name) over the records of several folders.
+class ConversationDataset(Dataset[dict[str, Any]]):
+    """The records of several folders as conversations, map-style.
 
     Args:
         folders: Folders, or (folder, weight) pairs, or a mapping from folder to weight. The weight is how often each

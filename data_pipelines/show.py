@@ -21,7 +21,10 @@ from osprey_tp.masks import to_mask
 from osprey_tp.prompts import REGION_TOKEN
 
 LONGEST_SIDE = 960
-"""Of the embedded pictures, in pixels."""
+"""Of the embedded pictures, in pixels; larger ones are shrunk."""
+
+SHORTEST_SHOWN = 480
+"""Pictures whose longer side is below are magnified by a whole factor, so that small regions can be seen."""
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -89,10 +92,8 @@ def write_page(
     if limit < 1:
         raise ValueError(f"the limit is {limit}; it must be at least 1")
     chosen = sorted(random.Random(seed).sample(range(len(folder)), min(limit, len(folder))))
-    samples = [
-        _sample(folder, folder[index], prompt_style)
-        for index in tqdm(chosen, desc="drawing", unit="record", disable=not progress)
-    ]
+    with tqdm(chosen, desc="drawing", unit="record", disable=not progress) as bar:
+        samples = [_sample(folder, folder[index], prompt_style) for index in bar]
     most = max(len(sample["record"].regions) for sample in samples)
     text = (
         Environment(autoescape=True)
@@ -116,8 +117,11 @@ def _sample(folder: RecordFolder, record: RegionRecord, prompt_style: PromptStyl
     try:
         image = load_image(folder.image_path(record))
         masks = [to_mask(region.segmentation, record.height, record.width) for region in record.regions]
+        factor = max(1, SHORTEST_SHOWN // max(image.size))
+        magnified = image.resize((image.width * factor, image.height * factor))
+        masks = [mask.repeat(factor, axis=0).repeat(factor, axis=1) for mask in masks]
         numbers = [str(number) for number in range(1, len(masks) + 1)]
-        drawn = draw_regions(image, masks, numbers)
+        drawn = draw_regions(magnified, masks, numbers, opacity=0.2)
     except (OSError, ValueError) as error:
         raise ValueError(f"{error} (record {record.id}); see `validate`") from error
     messages = conversation_of(record, None, prompt_style=prompt_style)

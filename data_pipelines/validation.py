@@ -31,11 +31,12 @@ def validate(folder: RecordFolder, *, progress: bool = True) -> ValidationReport
         if sha256_of(folder.path / shard["name"]) != shard["sha256"]:
             count(report.problems, "shard differs from its checksum", shard["name"])
     checker = _Checker(folder)
-    for record in tqdm(folder, total=len(folder), desc="validating", unit="record", disable=not progress):
-        report.records += 1
-        report.regions += len(record.regions)
-        for problem in checker.problems_of(record):
-            count(report.problems, problem.reason, record.id)
+    with tqdm(folder, total=len(folder), desc="validating", unit="record", disable=not progress) as bar:
+        for record in bar:
+            report.records += 1
+            report.regions += len(record.regions)
+            for problem in checker.problems_of(record):
+                count(report.problems, problem.reason, record.id)
     report.pictures = checker.pictures
     return report
 

@@ -17,7 +17,6 @@ between the two.
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, DynamicCache, StoppingCriteria, TextIteratorStreamer
+from transformers import AutoProcessor, BatchFeature, DynamicCache
 
 import osprey_tp.auto  # noqa: F401 - AutoProcessor has to know the processor
 from osprey_tp.images import load_image
@@ -39,6 +38,7 @@ from osprey_tp.prompts import (
     region_name,
     require_one_region,
 )
+from osprey_tp.streaming import stream_answer
 
 DEFAULT_NEW_TOKENS = 64
 
@@ -180,7 +180,8 @@ class ImageSession:
         Closing the iterator ends the generation. Raises as `ask`, before the first piece.
         """
         conversation = self._conversation(list(regions), self._check_together(regions, question))
-        return self._stream(conversation, max_new_tokens=max_new_tokens, **generate_options)
+        inputs = self._generation_inputs([conversation], {"max_new_tokens": max_new_tokens} | generate_options)
+        return stream_answer(self._model, self._processor.tokenizer, inputs)
 
     def chat(
         self,
@@ -352,33 +353,6 @@ class ImageSession:
         generated = self._model.generate(**inputs)
         return self._processor.decode_answers(generated, inputs["input_ids"].shape[1])
 
-    def _stream(self, conversation: list[dict[str, Any]], **options: Any) -> Iterator[str]:
-        inputs = self._generation_inputs([conversation], options)
-        streamer = TextIteratorStreamer(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = _StopWhenAsked()
-        failure: list[BaseException] = []
-
-        def generate() -> None:
-            try:
-                self._model.generate(**inputs, streamer=streamer, stopping_criteria=[stop])
-            except BaseException as error:  # handed to the reader below, in whose thread it belongs
-                failure.append(error)
-                streamer.end()
-
-        thread = threading.Thread(target=generate, daemon=True)
-
-        def pieces() -> Iterator[str]:
-            thread.start()
-            try:
-                yield from (piece for piece in streamer if piece)
-            finally:
-                stop.asked.set()
-                thread.join()
-            if failure:
-                raise failure[0]
-
-        return pieces()
-
     def _log_likelihoods(self, conversations: list[list[dict[str, Any]]]) -> list[float]:
         batch = self._processor.prepare(conversations, return_labels=True)
         suffixes = self._suffixes(batch)
@@ -400,13 +374,3 @@ class ImageSession:
         log_probabilities = logits[:, :-1].double().log_softmax(-1)
         chosen = log_probabilities.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
         return chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
-
-
-class _StopWhenAsked(StoppingCriteria):
-    """Ends a generation whose reader has gone away."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.asked.is_set(), device=input_ids.device)

@@ -14,7 +14,7 @@ from typing import Any
 
 from data_pipelines.records import RegionRecord, Rejection, Turn
 from data_pipelines.sources.formats import COCO_CAPTIONS
-from data_pipelines.sources.reader import CocoLikeReader, Unusable
+from data_pipelines.sources.reader import CocoLikeReader, Picture
 
 
 class CaptionReader(CocoLikeReader):
@@ -23,13 +23,8 @@ class CaptionReader(CocoLikeReader):
     format = COCO_CAPTIONS
 
     def _read_picture(
-        self, record_id: str, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
+        self, record_id: str, picture: Picture, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
     ) -> Iterator[RegionRecord | Rejection]:
-        try:
-            picture = self._picture(entry)
-        except Unusable as problem:
-            yield Rejection(record_id, problem.reason, problem.detail, annotations=len(annotations))
-            return
         for annotation in annotations:
             own_id, caption = f"{self.name}:{annotation['id']}", annotation.get("caption")
             if not isinstance(caption, str) or not caption.strip():

@@ -39,13 +39,8 @@ class CocoReader(CocoLikeReader):
         }
 
     def _read_picture(
-        self, record_id: str, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
+        self, record_id: str, picture: Picture, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
     ) -> Iterator[RegionRecord | Rejection]:
-        try:
-            picture = self._picture(entry)
-        except Unusable as problem:
-            yield Rejection(record_id, problem.reason, problem.detail, annotations=len(annotations))
-            return
         regions = []
         for annotation in annotations:
             region_id = f"{record_id}#{annotation['id']}"

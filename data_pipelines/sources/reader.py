@@ -148,11 +148,18 @@ class CocoLikeReader(SourceReader):
         for image_id in self._ordered(list(images)):
             self.counts_in["images"] += 1
             self.counts_in["annotations"] += len(annotations[image_id])
-            yield from self._read_picture(f"{self.name}:{image_id}", images[image_id], annotations[image_id])
+            record_id, entry = f"{self.name}:{image_id}", images[image_id]
+            try:
+                picture = self._picture(entry)
+            except Unusable as problem:
+                lost = len(annotations[image_id])
+                yield Rejection(record_id, problem.reason, problem.detail, annotations=lost)
+                continue
+            yield from self._read_picture(record_id, picture, entry, annotations[image_id])
 
     @abstractmethod
     def _read_picture(
-        self, record_id: str, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
+        self, record_id: str, picture: Picture, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
     ) -> Iterator[RegionRecord | Rejection]:
         """The records of one picture, and a rejection for each of its annotations that is in none."""
 
