@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,6 +201,15 @@ Ask from Python
 """
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -208,8 +218,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR", help="(%(default)s)")
-    made.add_argument("--scenes", type=int, default=2400, metavar="N", help="training scenes (%(default)s)")
-    made.add_argument("--seed", type=int, default=0, metavar="S", help="of scenes and training (%(default)s)")
+    made.add_argument("--scenes", type=_at_least(8), default=2400, metavar="N", help="training scenes (%(default)s)")
+    made.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="of scenes and training (%(default)s)")
     made.add_argument("--from-scratch", action="store_true", help="pretrain the tiny vision tower too (4 minutes more)")
     made.add_argument("--trial", action="store_true", help="train two steps a stage, to try the commands")
     return made

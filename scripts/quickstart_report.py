@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eval.predictions import Prediction
-    from eval.report import GalleryItem, Section, Table
+    from eval.report import Gallery, GalleryItem, KeyFigures, Section, Table
 
     from data_pipelines.records import RecordFolder, RegionRecord
     from scripts.quickstart_scores import Item
@@ -31,6 +31,7 @@ TRAININGS = {
 }
 GALLERY_SCENES = 12
 CAPTIONED_SCENES = 40
+PICTURE_SIDE = 576
 RIGHT, WRONG = "✓", "✗"
 
 
@@ -150,7 +151,7 @@ def summary_of(run: Run, captions: Mapping[str, str]) -> dict[str, Any]:
 
 def page_of(run: Run, summary: Mapping[str, Any], captions: Mapping[str, str]) -> str:
     """The report as HTML text."""
-    from eval.evaluation_report import key_figures, score_figures, score_table, settings_tables
+    from eval.evaluation_report import score_figures, score_table, settings_tables
     from eval.figures import line_figure
     from eval.report import Details, Figure, render_page
 
@@ -159,16 +160,19 @@ def page_of(run: Run, summary: Mapping[str, Any], captions: Mapping[str, str]) -
         title: ([entry["step"] for entry in log], [entry["loss"] for entry in log])
         for title, log in summary["losses"].items()
     }
+    scenes, descriptions = galleries(run, captions)
+    at_a_glance, *by_size = score_figures(classification)
     sections: list[Section] = [
-        key_figures(classification),
+        headline(summary),
+        scenes,
         score_table(classification),
-        *score_figures(classification),
+        at_a_glance,
         combination_table(summary["combinations"]),
         expression_table(summary["expressions"]),
+        descriptions,
         caption_table(summary["captions"]),
         *([Figure("Loss", line_figure(curves, "step", "loss on answers", log=True))] if curves else []),
-        *galleries(run, captions),
-        Details("Commands and settings", [step_table(summary), *settings_tables(classification)]),
+        Details("Region sizes, commands, settings", [*by_size, step_table(summary), *settings_tables(classification)]),
     ]
     counts = classification["counts"]
     subtitle = (
@@ -176,6 +180,18 @@ def page_of(run: Run, summary: Mapping[str, Any], captions: Mapping[str, str]) -
         f"about {counts['regions']:,} regions in {counts['images']:,} scenes that training has not seen."
     )
     return render_page("Quickstart: asking about regions", sections, subtitle)
+
+
+def headline(summary: Mapping[str, Any]) -> KeyFigures:
+    """What was learned of single regions, and of how they stand to each other."""
+    from eval.evaluation_report import key_figures, label_of, percent
+    from eval.report import KeyFigure, KeyFigures
+
+    attributes = {label_of(name) for name in ("texture", "colour", "shape", "all_attributes")}
+    figures = [figure for figure in key_figures(summary["classification"]).figures if figure.label in attributes]
+    truth = summary["expressions"]["truth"]
+    relation = KeyFigure("Relation true", percent(truth["placed"]), f"chance {percent(truth['placed_by_chance'])}")
+    return KeyFigures([*figures, relation])
 
 
 def combination_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -232,7 +248,7 @@ def step_table(summary: Mapping[str, Any]) -> Table:
     return Table("Commands", ["step", "seconds", "command"], rows, numeric=False)
 
 
-def galleries(run: Run, captions: Mapping[str, str]) -> list[Section]:
+def galleries(run: Run, captions: Mapping[str, str]) -> list[Gallery]:
     """Held-out scenes with all their regions, answers and references; then single regions with their expressions."""
     from eval.report import Gallery
 
@@ -268,9 +284,8 @@ def scene_item(
             answer = predictions[key].prediction.strip() or "(empty)"
             is_right = answer.lower().rstrip(".") == region.name
             right += is_right
-            lines.append(
-                (f"{number} {RIGHT}", answer) if is_right else (f"{number} {WRONG}", f"{answer} ({region.name})")
-            )
+            verdict = RIGHT if is_right else WRONG
+            lines.append((f"{number} {verdict}", answer if is_right else f"{answer}; is {region.name}"))
     if caption:
         lines.append(("caption", caption))
     share = right / len(answered) if answered else 0.0
@@ -305,14 +320,26 @@ def expression_item(
 
 
 def _picture(folder: RecordFolder, record: RegionRecord, names: Sequence[str], only_first: bool = False) -> bytes:
-    from eval.pictures import gallery_picture
+    """The picture, enlarged, with its regions outlined and labelled; the bytes of a JPEG file."""
+    import io
 
+    import numpy as np
+
+    from osprey_tp.drawing import draw_regions
     from osprey_tp.images import load_image
     from osprey_tp.masks import to_mask
 
+    image = load_image(folder.image_path(record))
+    scale = max(1, PICTURE_SIDE // max(image.size))
     regions = record.regions[:1] if only_first else record.regions
     masks = [to_mask(region.segmentation, record.height, record.width) for region in regions]
-    return gallery_picture(load_image(folder.image_path(record)), masks, names)
+    enlarged = [np.kron(mask, np.ones((scale, scale), dtype=bool)) for mask in masks]
+    drawn = draw_regions(
+        image.resize((scale * image.width, scale * image.height)), enlarged, names, opacity=0.1, font_size=26
+    )
+    file = io.BytesIO()
+    drawn.save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def write_report(folder: Path) -> None:
