@@ -1,15 +1,5 @@
-"""Importing this module registers the model's classes with transformers' Auto classes."""
+"""Importing this module registers the model with transformers' Auto classes: each part does so where it is defined."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
-
-import osprey_tp.tiny_tower  # noqa: F401 - registers itself
-from osprey_tp.configuration import OspreyTPConfig
-from osprey_tp.image_processing import OspreyTPImageProcessor
-from osprey_tp.modeling import OspreyTPForConditionalGeneration, OspreyTPModel
-from osprey_tp.processing import OspreyTPProcessor
-
-AutoConfig.register(OspreyTPConfig.model_type, OspreyTPConfig)
-AutoModel.register(OspreyTPConfig, OspreyTPModel)
-AutoModelForImageTextToText.register(OspreyTPConfig, OspreyTPForConditionalGeneration)
-AutoImageProcessor.register(OspreyTPConfig, image_processor_classes={"torchvision": OspreyTPImageProcessor})
-AutoProcessor.register(OspreyTPConfig, OspreyTPProcessor)
+import osprey_tp.configuration
+import osprey_tp.modeling
+import osprey_tp.processing  # noqa: F401 - imported for what it registers

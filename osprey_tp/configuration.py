@@ -21,6 +21,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+import osprey_tp.tiny_tower  # noqa: F401 - its model type may be that of a vision tower
 from osprey_tp.tiling import Tiling
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -293,3 +294,6 @@ def _reject_unknown(keywords: dict[str, Any], known: list[str]) -> None:
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise TypeError(f"OspreyTPConfig has no setting {name!r}{hint}")
+
+
+AutoConfig.register(OspreyTPConfig.model_type, OspreyTPConfig)

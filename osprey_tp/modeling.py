@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
@@ -375,3 +375,7 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
             region_tokens = torch.cat(groups)
         repeated = OspreyTPFeatures(pooler_output=repeated_pictures, region_tokens=region_tokens)
         return {**mm_encoder_output, "image": repeated}
+
+
+AutoModel.register(OspreyTPConfig, OspreyTPModel)
+AutoModelForImageTextToText.register(OspreyTPConfig, OspreyTPForConditionalGeneration)

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AddedToken,
+    AutoImageProcessor,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.image_processing import OspreyTPImageProcessor
@@ -312,3 +319,7 @@ def _flatten(images: Any, regions: Any) -> tuple[list[Any], list[list[Any]]]:
     if len(flat) != len(images):
         raise ValueError(f"{len(images)} pictures, {len(flat)} lists of regions; pass one list for every picture")
     return list(images), flat
+
+
+AutoImageProcessor.register(OspreyTPConfig, image_processor_classes={"torchvision": OspreyTPImageProcessor})
+AutoProcessor.register(OspreyTPConfig, OspreyTPProcessor)

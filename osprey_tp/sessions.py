@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, DynamicCache
 
-import osprey_tp.auto  # noqa: F401 - AutoProcessor has to know the processor
 from osprey_tp.images import load_image
 from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
 from osprey_tp.processing import IGNORED_LABEL, OspreyTPProcessor

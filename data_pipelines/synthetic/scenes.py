@@ -24,6 +24,11 @@ RADIUS_SHARES = {"large": (0.165, 0.21), "small": (0.09, 0.115), "tiny": (0.018,
 
 CROWD_CHANCE, TINY_CHANCE = 0.08, 0.06
 
+ALIKE_CHANCE = 0.06
+"""How often an object is made like one that is already there. Few are, so that what a scene holds says little about one
+of its objects: a model that cannot see its region should be right as often as by chance. Most lookalikes come by chance.
+"""
+
 
 @dataclass(frozen=True)
 class SceneObject:
@@ -153,9 +158,9 @@ def _place_objects(
 def _choose_triple(
     rng: np.random.Generator, triples: tuple[Triple, ...], novel: tuple[Triple, ...], objects: list[SceneObject]
 ) -> Triple:
-    """Choose a combination; half the time one that shares shape, or shape and colour, with an object already there."""
+    """Choose a combination; now and then one that shares shape, or shape and colour, with an object already there."""
     pool = novel if novel and rng.random() < 1 / 3 else triples
-    if objects and rng.random() < 0.5:
+    if objects and rng.random() < ALIKE_CHANCE:
         model = objects[rng.integers(len(objects))]
         same_colour = rng.random() < 0.5
         alike = [t for t in pool if t[2] == model.shape and (t[1] == model.colour or not same_colour)]
