@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OUTPUT_NORM_SCALE = 0.15
 """Projector and region encoder end in a LayerNorm of this weight, which keeps their tokens near the norm of words."""
 
-LANGUAGE_MODEL = {
+LANGUAGE_MODEL: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 384,
     "num_hidden_layers": 4,
@@ -216,12 +216,10 @@ def batches(
     from scripts.word_features import NamedRegions, WordCollator, WordSamples
 
     names = NamedRegions.collect(folders[:1])
-    share_of_texts = {folder: len(folders[0]) / len(folder) / (len(folders) - 1) for folder in folders[1:]}
-    for part, steps in (
-        ({folders[0]: 1.0}, warm_up.hidden_steps),
-        ({folders[0]: 1.0, **share_of_texts}, warm_up.shown_steps),
-    ):
-        samples = WordSamples(ConversationDataset(part, seed=warm_up.seed), names)
+    named, texts = [(folders[0], 1.0)], [(folder, len(folders[0]) / len(folder)) for folder in folders[1:]]
+    mixed = named + [(folder, weight / len(texts)) for folder, weight in texts]
+    for mixture, steps in ((named, warm_up.hidden_steps), (mixed, warm_up.shown_steps)):
+        samples = WordSamples(ConversationDataset(mixture, seed=warm_up.seed), names)
         sampler = torch.utils.data.RandomSampler(samples, replacement=True, num_samples=steps * warm_up.batch_size)
         yield from torch.utils.data.DataLoader(
             samples, warm_up.batch_size, sampler=sampler, num_workers=1, collate_fn=WordCollator(processor)

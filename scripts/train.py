@@ -83,7 +83,10 @@ def load_data(settings: RunSettings) -> ConversationDataset:
     from data_pipelines.dataset import ConversationDataset
 
     return ConversationDataset(
-        settings.data, prompt_style=settings.prompt_style, seed=settings.seed, max_regions=settings.max_regions
+        list(settings.data.items()),
+        prompt_style=settings.prompt_style,
+        seed=settings.seed,
+        max_regions=settings.max_regions,
     )
 
 

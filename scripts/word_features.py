@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import Dataset
 
 from data_pipelines.dataset import ConversationDataset
 from data_pipelines.records import RecordFolder
@@ -51,7 +52,7 @@ class NamedRegions:
         return list(self._of_picture.get(picture, {}).values())
 
 
-class WordSamples:
+class WordSamples(Dataset):
     """The samples of a `ConversationDataset`, each with the named regions of its picture."""
 
     def __init__(self, dataset: ConversationDataset, names: NamedRegions) -> None:
