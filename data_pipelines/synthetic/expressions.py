@@ -14,7 +14,7 @@ RELATIONS: dict[str, tuple[int, int]] = {"left of": (0, -1), "right of": (0, 1),
 EXTREMES: dict[str, tuple[int, int]] = {"leftmost": (0, -1), "rightmost": (0, 1), "topmost": (1, -1), "bottom": (1, 1)}
 
 CLEAR_MARGIN = 0.08
-"""A relation is said only where centres differ by this share of the picture's shorter side; closer ones are unclear."""
+"""A relation holds, or does not, only where positions differ by this share of the picture's shorter side."""
 
 COUNT_WORDS = ("no", "one", "two", "three", "four", "five", "six")
 
@@ -83,14 +83,14 @@ def _relational_descriptions(scene: Scene, target: SceneObject) -> list[str]:
             anchor_phrases = plain_descriptions(scene, anchor)
             for word, (axis, sign) in RELATIONS.items():
                 holds = _lead(target, anchor, axis, sign) > margin
-                if anchor_phrases and holds and all(_lead(rival, anchor, axis, sign) < 0 for rival in rivals):
+                if anchor_phrases and holds and all(_lead(rival, anchor, axis, sign) < -margin for rival in rivals):
                     expressions.append(f"the {phrase} {word} {anchor_phrases[0]}")
     return expressions
 
 
 def _lead(item: SceneObject, other: SceneObject, axis: int, sign: int) -> float:
     """How far, in source pixels, ``item`` lies beyond ``other`` in a direction."""
-    return sign * (item.centre[axis] - other.centre[axis])
+    return sign * (item.position[axis] - other.position[axis])
 
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ of its objects: a model that cannot see its region should be right as often as b
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape of a scene. ``mask`` (height, width) is what shows of it; positions are (x, y) in source pixels."""
+    """One shape of a scene. ``mask`` (height, width) is what shows of it; ``centre`` is (x, y) in source pixels."""
 
     texture: str
     colour: str
@@ -54,6 +55,12 @@ class SceneObject:
     def triple(self) -> Triple:
         """(texture, colour, shape)."""
         return self.texture, self.colour, self.shape
+
+    @cached_property
+    def position(self) -> tuple[float, float]:
+        """(x, y) of the middle of what shows of it, in source pixels."""
+        y, x = np.nonzero(self.mask)
+        return float(x.mean()), float(y.mean())
 
     @property
     def is_whole(self) -> bool:
