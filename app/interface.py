@@ -252,9 +252,10 @@ def _connect(
     connect(page.request.change, answered, [page.selection, page.request], trigger_mode="multiple")
     connect(page.picture.upload, opened, [page.picture])
     connect(page.picture.clear, closed, [])
+    click_inputs = [page.picture, page.selection, page.mode, *asking]
     connect(
-        page.picture.select, clicked, [page.picture, page.selection, page.mode, *asking], trigger_mode="always_last"
-    )
+        page.picture.select, clicked, click_inputs, trigger_mode="multiple"
+    )  # "always_last" repeats the first click
     connect(undo.click, undone, [page.selection, *asking])
     connect(clear.click, cleared, [page.selection])
     connect(page.masks.input, chosen, [page.selection, page.masks, *asking])

@@ -18,7 +18,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from osprey_tp import RegionDescriber
 from osprey_tp.grabcut import GrabCutSegmenter
-from osprey_tp.prompts import CATEGORY_QUESTION
+from osprey_tp.prompts import CATEGORY_QUESTION, DETAILED_DESCRIPTION_QUESTION
 
 from .tiny_models import save_tiny_model
 
@@ -168,29 +168,48 @@ def test_the_object_under_the_pointer_is_selected_and_described(page, folder, na
     found = np.array([xs.min(), ys.min(), xs.max(), ys.max()]) / scale
     assert np.abs(found - SHAPES[name]).max() < 12
 
-    image = Image.open(folder / "large.png").convert("RGB")
-    mask = GrabCutSegmenter().open(image).segment([point], [True])[0].mask
-    session = RegionDescriber.from_pretrained(folder / "model", device="cpu").open(image)
-    assert text == session.ask([mask], CATEGORY_QUESTION, max_new_tokens=32)[0].strip()
+    assert text == expected_answers(folder, point, [(CATEGORY_QUESTION, 32)])[0]
     expect(page.locator("#question")).to_contain_text(CATEGORY_QUESTION)
 
 
-def test_answers_stream_and_a_new_click_ends_them(page, folder):
+def test_answers_stream_and_another_question_ends_them(page, folder):
     upload(page, folder / "large.png")
     page.get_by_label("Detailed description").check()
     page.evaluate(
         """() => { window.seen = []; setInterval(() => {
             const text = document.querySelector("#answer textarea").value;
             if (text && text !== window.seen.at(-1)) window.seen.push(text);
-        }, 5); }"""
+            if (window.seen.length === 4 && !window.changed) {
+                window.changed = true;
+                window.whileAsked = document.querySelector("#status").innerText;
+                document.querySelector("#kind input").click();
+            }
+        }, 2); }"""
     )
-    click(page, 360 / 1600, 360 / 1200)
-    page.wait_for_function("window.seen.length > 5")
+    point = (360.0, 360.0)
+    click(page, point[0] / 1600, point[1] / 1200)
+    expect(page.locator("#question")).to_contain_text(CATEGORY_QUESTION)
+    last = answer(page)
+
+    detailed, short = expected_answers(folder, point, [(DETAILED_DESCRIPTION_QUESTION, 512), (CATEGORY_QUESTION, 32)])
     seen = page.evaluate("window.seen")
-    assert all(later.startswith(earlier.rstrip("\ufffd")) for earlier, later in itertools.pairwise(seen))
-    expect(status(page)).to_have_text("Answering …")
-    page.get_by_label("Category").check()
-    assert len(answer(page)) < len(page.evaluate("window.seen.reduce((a, b) => a.length > b.length ? a : b)"))
+    pieces = [text for text in seen if is_opening(text, detailed)]
+    assert len(pieces) >= 4 and page.evaluate("window.whileAsked") == "Answering …"
+    assert all(len(later) > len(earlier) for earlier, later in itertools.pairwise(pieces[:4]))
+    assert last == short and max(map(len, seen)) < len(detailed)
+
+
+def is_opening(text: str, answer: str) -> bool:
+    """A piece may end within a character of several bytes, which is not decoded yet."""
+    return answer.startswith(text.rstrip("\ufffd"))
+
+
+def expected_answers(folder: Path, point: tuple[float, float], questions: list[tuple[str, int]]) -> list[str]:
+    """What the model says about the object at a point of the large picture, asked without the app."""
+    image = Image.open(folder / "large.png").convert("RGB")
+    mask = GrabCutSegmenter().open(image).segment([point], [True])[0].mask
+    session = RegionDescriber.from_pretrained(folder / "model", device="cpu").open(image)
+    return [session.ask([mask], question, max_new_tokens=limit)[0].strip() for question, limit in questions]
 
 
 def test_refining_choosing_and_clearing(page, folder):
@@ -233,6 +252,20 @@ def test_an_own_question_about_an_example(page):
     page.locator("#own textarea").fill("<mask> or <mask>?")
     page.locator("#ask").click()
     expect(page.locator("#status .error")).to_contain_text("2 <mask>")
+
+
+def test_of_quick_clicks_the_last_one_counts(page, folder):
+    upload(page, folder / "large.png")
+    blank = shown(page)
+    for name in ("disc", "bar", "square"):
+        click(page, (SHAPES[name][0] + SHAPES[name][2]) / 3200, (SHAPES[name][1] + SHAPES[name][3]) / 2400)
+    inside = (slice(210, 320), slice(1210, 1320))
+    page.wait_for_function("image => document.querySelector('#picture img').src !== image", arg=source(page))
+    deadline = time.monotonic() + 30
+    while np.abs(shown(page)[inside] - blank[inside]).mean() < 40:
+        assert time.monotonic() < deadline
+    answer(page)
+    assert np.abs(shown(page)[310:410, 310:410] - blank[310:410, 310:410]).mean() < 10
 
 
 def test_an_example_can_be_picked_again_after_another_picture(page, folder):
