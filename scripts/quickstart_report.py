@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from data_pipelines.records import RecordFolder, RegionRecord
     from eval.predictions import Prediction
     from eval.report import Gallery, GalleryItem, KeyFigures, Section, Table
-
-    from data_pipelines.records import RecordFolder, RegionRecord
     from scripts.quickstart_scores import Item
 
 CLASSIFICATION, EXPRESSIONS = "referring-classification", "region-caption"
@@ -302,7 +301,6 @@ def expression_item(
 ) -> GalleryItem:
     """The first region of a record with what the model says of it and the reference."""
     from eval.report import GalleryItem
-
     from scripts.quickstart_scores import Expression, Item
 
     prediction = predictions[region_ids(record)[0]]
