@@ -160,7 +160,7 @@ def page_of(run: Run, summary: Mapping[str, Any], captions: Mapping[str, str]) -
         for title, log in summary["losses"].items()
     }
     scenes, descriptions = galleries(run, captions)
-    at_a_glance, *by_size = score_figures(classification)
+    at_a_glance, *by_size = (figure for figure in score_figures(classification) if isinstance(figure, Figure))
     sections: list[Section] = [
         headline(summary),
         scenes,
