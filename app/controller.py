@@ -30,7 +30,7 @@ from osprey_tp.sessions import ImageSession
 MAX_PICTURES = 8  # open at a time, over all users
 SHOWN_SIDES = (720, 1600)  # the longer side of a picture as shown, at least and at most, in pixels
 
-SELECT, ADD, REMOVE = "Select an object", "Add to it", "Exclude from it"
+SELECT, ADD, REMOVE = "Select object", "Add to it", "Exclude from it"
 CLICK_MODES = (SELECT, ADD, REMOVE)
 
 _logger = logging.getLogger(__name__)

@@ -63,7 +63,7 @@ def build_interface(
     """The app around a loaded model and segmenter; `launch` starts it. `examples` are picture files to pick from."""
     controller = Controller(describer, segmenter)
     facts = {"Model": model_name, "Segmenter": segmenter.description, "Device": device}
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=KEPT_FILES) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEPT_FILES) as blocks:
         gr.HTML(_header(facts), elem_id="header")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=420):
@@ -196,13 +196,13 @@ def _connect(
     asking = [page.kind, page.own]
 
     def opened(file: dict[str, Any], request: gr.Request) -> Iterator[list[Any]]:
-        yield from map(changes, controller.open(_user(request), file["path"]))
+        yield from _run(controller.open(_user(request), file["path"]))
 
     def closed(request: gr.Request) -> Iterator[list[Any]]:
-        yield changes(controller.close(_user(request)))
+        yield from _run(iter([controller.close(_user(request))]))
 
     def picked(event: gr.SelectData, request: gr.Request) -> Iterator[list[Any]]:
-        yield from map(changes, controller.open(_user(request), str(examples[event.index])))
+        yield from _run(controller.open(_user(request), str(examples[event.index])))
 
     def clicked(
         event: gr.SelectData,
@@ -215,26 +215,26 @@ def _connect(
     ) -> Iterator[list[Any]]:
         width, height = _shown_size(file["path"])
         x, y = (event.index[0] + 0.5) / width, (event.index[1] + 0.5) / height
-        yield from map(changes, controller.click(_user(request), selection, x, y, mode, kind, own))
+        yield from _run(controller.click(_user(request), selection, x, y, mode, kind, own))
 
     def undone(selection: Selection, kind: str, own: str, request: gr.Request) -> Iterator[list[Any]]:
-        yield from map(changes, controller.undo(_user(request), selection, kind, own))
+        yield from _run(controller.undo(_user(request), selection, kind, own))
 
     def cleared(selection: Selection, request: gr.Request) -> Iterator[list[Any]]:
-        yield from map(changes, controller.clear(_user(request), selection))
+        yield from _run(controller.clear(_user(request), selection))
 
     def chosen(selection: Selection, mask: int, kind: str, own: str, request: gr.Request) -> Iterator[list[Any]]:
-        yield from map(changes, controller.choose(_user(request), selection, mask, kind, own))
+        yield from _run(controller.choose(_user(request), selection, mask, kind, own))
 
     def asked(selection: Selection, kind: str, own: str, request: gr.Request) -> Iterator[list[Any]]:
-        yield from map(changes, controller.ask(_user(request), selection, kind, own))
+        yield from _run(controller.ask(_user(request), selection, kind, own))
 
     def kind_changed(selection: Selection, kind: str, own: str, request: gr.Request) -> Iterator[list[Any]]:
-        if selection.mask is not None and kind != FREE:
-            yield from asked(selection, kind, own, request)
+        wanted = selection.mask is not None and kind != FREE
+        yield from _run(controller.ask(_user(request), selection, kind, own) if wanted else iter(()))
 
     def answered(selection: Selection, asked_for: Any, request: gr.Request) -> Iterator[list[Any]]:
-        yield from map(changes, controller.answer(_user(request), selection, asked_for))
+        yield from _run(controller.answer(_user(request), selection, asked_for))
 
     def connect(trigger: Callable[..., Any], event: Callable[..., Any], inputs: list[Any], **options: Any) -> None:
         """One run at a time over all users; the others wait in the queue."""
@@ -263,6 +263,8 @@ def _connect(
     connect(page.kind.input, kind_changed, [page.selection, *asking])
     if gallery is not None:
         connect(gallery.select, picked, [])
+        # An example that stays selected could not be picked again.
+        gallery.select(lambda: gr.update(selected_index=None), None, gallery, queue=False, api_visibility="private")
     page.kind.change(
         lambda kind: gr.update(visible=kind == FREE), page.kind, page.own, queue=False, api_visibility="private"
     )
@@ -284,6 +286,12 @@ def changes(update: Update) -> list[Any]:
         _or_skip(update.answer),
         _or_skip(update.request),
     ]
+
+
+def _run(updates: Iterator[Update]) -> Iterator[list[Any]]:
+    """Updates as values; at least one, since Gradio empties the outputs of an event that yields none."""
+    yield changes(next(updates, Update()))
+    yield from map(changes, updates)
 
 
 def _or_skip(value: Any) -> Any:

@@ -8,12 +8,14 @@ depthwise 3x3 convolution in each layer, and no class token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
 
 
@@ -39,7 +41,7 @@ class TinyTowerConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Raise ``ValueError`` for sizes that do not go together."""
         if self.patch_size < 4 or self.patch_size & (self.patch_size - 1):
-            raise ValueError(f"patch_size {self.patch_size} must be a power of two, at least 4: the stem halves the image")
+            raise ValueError(f"patch_size {self.patch_size} must be a power of two, at least 4")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         if self.hidden_size % self.num_attention_heads:
@@ -58,7 +60,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class TinyTowerStem(nn.Module):
-    """3x3 convolutions from pixels to cells, as many of stride 2 as halve the patch to one cell; positions are added."""
+    """3x3 convolutions from pixels to cells, with as many strides of 2 as that takes; positions are added."""
 
     def __init__(self, config: TinyTowerConfig) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ class TinyTowerStem(nn.Module):
 
 
 class TinyTowerLayer(GradientCheckpointingLayer):
-    """Depthwise convolution, attention and feed-forward, each added to its input; (tiles, cells, hidden_size) to the same."""
+    """Depthwise convolution, attention and feed-forward, each added to its input."""
 
     def __init__(self, config: TinyTowerConfig) -> None:
         super().__init__()
@@ -85,12 +87,12 @@ class TinyTowerLayer(GradientCheckpointingLayer):
         self.cells_per_side = config.cells_per_side
         self.depthwise = nn.Conv2d(size, size, 3, padding=1, groups=size)
         self.layer_norm1 = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.self_attn = CLIPAttention(config)
+        self.self_attn = CLIPAttention(cast(CLIPVisionConfig, config))
         self.layer_norm2 = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.mlp = CLIPMLP(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Add what the cells of a tile tell each other: neighbours first, then all."""
+        """(tiles, cells, hidden_size) to the same; the cells of a tile learn from neighbours first, then from all."""
         grid = hidden_states.transpose(1, 2).unflatten(2, (self.cells_per_side, self.cells_per_side))
         hidden_states = hidden_states + self.depthwise(grid).flatten(2).transpose(1, 2)
         attended, _ = self.self_attn(self.layer_norm1(hidden_states))
@@ -105,7 +107,7 @@ class TinyTowerModel(PreTrainedModel):
     config_class = TinyTowerConfig
     base_model_prefix = "tiny_tower"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     supports_gradient_checkpointing = True
     _no_split_modules = ["TinyTowerLayer"]  # noqa: RUF012 (the base class declares it so)
     _supports_sdpa = True
@@ -119,6 +121,10 @@ class TinyTowerModel(PreTrainedModel):
         self.layers = nn.ModuleList(TinyTowerLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
         self.post_init()
+
+    def train(self, mode: bool = True) -> TinyTowerModel:
+        """As usual, but a frozen tower stays in evaluation mode, so that the statistics of BatchNorm do not move."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -155,7 +161,7 @@ class TinyTowerModel(PreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=last,
             pooler_output=last.mean(dim=1),
-            hidden_states=self._select(states, output_hidden_states),
+            hidden_states=self._select(states, output_hidden_states),  # type: ignore[arg-type]
         )
 
     def _select(

@@ -12,6 +12,7 @@ An interrupted run goes on from its newest checkpoint when the same command is g
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch.utils.data import Dataset
-
+    from data_pipelines.dataset import ConversationDataset
     from osprey_tp.modeling import OspreyTPForConditionalGeneration
     from osprey_tp.processing import OspreyTPProcessor
     from osprey_tp.training.arguments import RunSettings
     from osprey_tp.training.outputs import RunFolder
+    from osprey_tp.training.stages import PartSummary, Stage
     from osprey_tp.training.trainer import StageTrainer
 
 
@@ -43,34 +44,24 @@ def train(config: Path | None, overrides: Sequence[str]) -> None:
     """Train the stage that the settings describe."""
     from osprey_tp.training.arguments import load_settings
     from osprey_tp.training.outputs import RunFolder
-
-    settings = load_settings(config, overrides)
-    folder = RunFolder.of(settings)
-    if folder.prepare(settings) == "finished":
-        _say(f"{folder.output} is finished; nothing to do")
-        return
-    trainer = build_trainer(settings, folder)
-    trainer.train(resume_from_checkpoint=_checkpoint(folder))
-    save(trainer, settings, folder)
-
-
-def build_trainer(settings: RunSettings, folder: RunFolder) -> StageTrainer:
-    """Load the start model and the data, apply the stage, and show one sample."""
-    from osprey_tp.training.outputs import TABLE_FILE, write_json
-    from osprey_tp.training.stages import apply_stage, format_table
+    from osprey_tp.training.stages import apply_stage
     from osprey_tp.training.trainer import StageTrainer
 
+    settings = load_settings(config, overrides)
     stage = settings.resolved_stage
+    folder = RunFolder.of(settings)
+    if folder.is_finished(settings):
+        _say(f"{folder.output} is finished; nothing to do")
+        return
     model, processor = load_model(settings)
     dataset = load_data(settings)
     table = apply_stage(model, stage)
+    show(stage, table, processor, dataset)
+    if _is_first_process():
+        folder.begin(settings)
     trainer = StageTrainer(model, stage, settings, processor, dataset, folder.work)
-    if trainer.is_world_process_zero():
-        write_json(folder.work / TABLE_FILE, [asdict(row) for row in table])
-        _say(f"stage {stage.number}, {stage.title}: {len(dataset)} samples, start {settings.model}")  # type: ignore[arg-type]
-        _say(format_table(table))
-        _say(show_first_sample(trainer))
-    return trainer
+    trainer.train(resume_from_checkpoint=_checkpoint(folder))
+    save(trainer, settings, table, folder)
 
 
 def load_model(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration, OspreyTPProcessor]:
@@ -87,7 +78,7 @@ def load_model(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration,
     return model, processor
 
 
-def load_data(settings: RunSettings) -> Dataset:
+def load_data(settings: RunSettings) -> ConversationDataset:
     """The samples of all prepared record folders."""
     from data_pipelines.dataset import ConversationDataset
 
@@ -96,14 +87,20 @@ def load_data(settings: RunSettings) -> Dataset:
     )
 
 
-def show_first_sample(trainer: StageTrainer) -> str:
-    """The first sample as the model sees it, and what it is taught; fails where nothing is taught."""
+def show(stage: Stage, table: list[PartSummary], processor: OspreyTPProcessor, dataset: ConversationDataset) -> None:
+    """Print what trains, and one sample as the model sees it and what it is taught; fails where nothing is taught."""
+    from osprey_tp.training.collator import ConversationCollator
     from osprey_tp.training.self_check import describe_first_sample
+    from osprey_tp.training.stages import format_table
+    from osprey_tp.training.trainer import for_stage
 
-    return describe_first_sample(trainer.processing_class, trainer.data_collator([trainer.train_dataset[0]]))
+    processor = for_stage(processor, stage)
+    _say(f"stage {stage.number}, {stage.title}: {len(dataset)} samples")
+    _say(format_table(table))
+    _say(describe_first_sample(processor, ConversationCollator(processor)([dataset[0]])))
 
 
-def save(trainer: StageTrainer, settings: RunSettings, folder: RunFolder) -> None:
+def save(trainer: StageTrainer, settings: RunSettings, table: list[PartSummary], folder: RunFolder) -> None:
     """Write model, processor, settings, loss log and table aside, then rename."""
     from osprey_tp.training.outputs import LOG_FILE, TABLE_FILE, write_json, write_settings
 
@@ -111,7 +108,7 @@ def save(trainer: StageTrainer, settings: RunSettings, folder: RunFolder) -> Non
     if trainer.is_world_process_zero():
         write_settings(folder.result, settings)
         write_json(folder.result / LOG_FILE, trainer.loss_log)
-        (folder.work / TABLE_FILE).replace(folder.result / TABLE_FILE)
+        write_json(folder.result / TABLE_FILE, [asdict(row) for row in table])
         folder.publish()
         _say(f"wrote {folder.output}")
 
@@ -128,13 +125,19 @@ def _require_model_folder(folder: Path) -> None:
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} is no model folder, it lacks {' and '.join(missing)}; name one that a stage wrote, or scripts.convert"
+            f"{folder} is no model folder, it lacks {' and '.join(missing)}; name what a stage or scripts.convert wrote"
         )
 
 
+def _is_first_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun or deepspeed started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    if _is_first_process():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -37,25 +37,27 @@ class RunFolder:
         output = Path(settings.output)
         return cls(output=output, work=output.with_name(f"{output.name}.unfinished"))
 
-    def prepare(self, settings: RunSettings) -> Literal["finished", "interrupted", "new"]:
-        """Find out whether the run is finished or was interrupted, and make the work folder if it goes on.
+    def is_finished(self, settings: RunSettings) -> bool:
+        """Whether there is nothing left to do.
 
         Raises:
-            ValueError: if the folder holds a run with other settings, or anything else.
+            ValueError: if a folder holds a run with other settings, or anything else.
         """
         if self.output.exists():
             if settings.resume == "auto" and (self.output / SETTINGS_FILE).is_file():
                 _require_same(self.output, settings)
-                return "finished"
+                return True
             raise ValueError(f"{self.output} exists; remove it, or name another output")
-        if settings.resume == "never":
-            shutil.rmtree(self.work, ignore_errors=True)
-        if (self.work / SETTINGS_FILE).is_file():
+        if settings.resume == "auto" and (self.work / SETTINGS_FILE).is_file():
             _require_same(self.work, settings)
-            return "interrupted" if self.newest_checkpoint() is not None else "new"
+        return False
+
+    def begin(self, settings: RunSettings) -> None:
+        """Make the work folder, or keep that of an interrupted run."""
+        if settings.resume == "never" or not (self.work / SETTINGS_FILE).is_file():
+            shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
         write_settings(self.work, settings)
-        return "new"
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint in the work folder."""

@@ -8,13 +8,27 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, chat_template
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.collator import ConversationCollator
 from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, parameters_of
+
+
+class DataFollowsEpoch(TrainerCallback):
+    """Tells the data set which epoch begins; accelerate does not when a run goes on in the middle of one."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the data set's epoch, if it has any."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(state.epoch or 0))
 
 
 class StageTrainer(Trainer):
@@ -38,6 +52,8 @@ class StageTrainer(Trainer):
         dataset: Dataset,
         folder: Path,
     ) -> None:
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         self.stage = stage
         self.whole_model = model
         super().__init__(
@@ -46,6 +62,7 @@ class StageTrainer(Trainer):
             data_collator=ConversationCollator(for_stage(processor, stage)),
             train_dataset=dataset,
             processing_class=processor,
+            callbacks=[DataFollowsEpoch(dataset)],
         )
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -98,7 +115,6 @@ def training_arguments(settings: RunSettings, stage: Stage, folder: Path) -> Tra
         max_grad_norm=settings.max_gradient_norm,
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
-        gradient_checkpointing=settings.gradient_checkpointing,
         dataloader_num_workers=settings.workers,
         seed=settings.seed,
         data_seed=settings.seed,

@@ -1,0 +1,89 @@
+"""The evaluation tasks. A task says what is asked about a region, what the right answers are, and how they are scored.
+
+To add a task, write how its references come from a record, and enter it in `TASKS`. New kinds of scores go to
+`eval.metrics.SCORERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from osprey_tp.prompts import CATEGORY_QUESTION, SHORT_DESCRIPTION_QUESTION
+
+if TYPE_CHECKING:
+    from data_pipelines.records import RegionRecord
+
+
+@dataclass(frozen=True)
+class Task:
+    """One evaluation task.
+
+    Attributes:
+        name: as on the command line.
+        summary: one line for `python -m eval list`.
+        question: asked of every region, with one `<mask>`.
+        max_new_tokens: longest answer, in tokens.
+        kind: which rules of a profile normalise the answers.
+        references: record, index of a region (from 0) -> right answers; none leaves the region out.
+        scorers: keys of `eval.metrics.SCORERS`.
+        headline: the measure by which answers are ordered in the report.
+        needed: what the data must hold, for the message when it does not.
+    """
+
+    name: str
+    summary: str
+    question: str
+    max_new_tokens: int
+    kind: Literal["category", "caption"]
+    references: Callable[[RegionRecord, int], tuple[str, ...]]
+    scorers: tuple[str, ...]
+    headline: str
+    needed: str
+
+
+def name_references(record: RegionRecord, index: int) -> tuple[str, ...]:
+    """The region's name."""
+    name = record.regions[index].name.strip()
+    return (name,) if name else ()
+
+
+def description_references(record: RegionRecord, index: int) -> tuple[str, ...]:
+    """The answers to the source's own question about the region: a user's turn that is its reference alone."""
+    asked = f"<region{index + 1}>"
+    answers = [
+        answer.text.strip()
+        for question, answer in zip(record.turns[::2], record.turns[1::2], strict=True)
+        if question.text.strip() == asked
+    ]
+    return tuple(dict.fromkeys(answer for answer in answers if answer))
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="referring-classification",
+            summary="name the category of each region: Semantic IoU, exact match, Semantic Similarity, attributes",
+            question=CATEGORY_QUESTION,
+            max_new_tokens=32,
+            kind="category",
+            references=name_references,
+            scorers=("words", "attributes", "semantic_similarity"),
+            headline="semantic_iou",
+            needed="regions with a name",
+        ),
+        Task(
+            name="region-caption",
+            summary="describe each region in a short phrase: METEOR, CIDEr, BLEU, ROUGE-L, Semantic Similarity",
+            question=SHORT_DESCRIPTION_QUESTION,
+            max_new_tokens=64,
+            kind="caption",
+            references=description_references,
+            scorers=("captions", "semantic_similarity"),
+            headline="CIDEr",
+            needed="turns that describe a region: the user's <region1> alone, answered by the description",
+        ),
+    )
+}

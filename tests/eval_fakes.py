@@ -1,0 +1,117 @@
+"""Stand-ins for tests of the evaluation: a small data folder, and a describer that answers by looking at the masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+HEIGHT, WIDTH = 48, 64
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230), "yellow": (240, 220, 60)}
+
+
+@dataclass(frozen=True)
+class Region:
+    segmentation: dict[str, Any]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Record:
+    id: str
+    image: str
+    height: int
+    width: int
+    regions: tuple[Region, ...]
+    turns: tuple[Turn, ...] = ()
+
+
+@dataclass
+class Records:
+    root: Path
+    records: list[Record]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def image_path(self, record: Record) -> Path:
+        return self.root / record.image
+
+
+def square(y: int, x: int, side: int = 12) -> dict[str, Any]:
+    """Compressed RLE of a square."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+    mask[y : y + side, x : x + side] = 1
+    rle = mask_utils.encode(mask)
+    return {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
+
+
+def make_data(folder: Path, names: Sequence[Sequence[str]], answers: Sequence[Sequence[str]] | None = None) -> Records:
+    """A data folder with one picture for each list of region names; `answers` become descriptions of the regions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps({"source": "fake"}))
+    records = []
+    for number, picture_names in enumerate(names):
+        pixels = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
+        regions = []
+        for place, name in enumerate(picture_names):
+            rle = square(4 + 14 * (place // 4), 2 + 15 * (place % 4))
+            colour = next((COLOURS[word] for word in name.split() if word in COLOURS), (255, 255, 255))
+            pixels[mask_utils.decode(rle).astype(bool)] = colour
+            regions.append(Region(rle, name))
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        turns: tuple[Turn, ...] = ()
+        for place, text in enumerate(answers[number] if answers else ()):
+            turns += (Turn("user", f"<region{place + 1}>"), Turn("assistant", text))
+        records.append(Record(f"fake:{number}", f"{number}.png", HEIGHT, WIDTH, tuple(regions), turns))
+    return Records(folder, records)
+
+
+@dataclass
+class FakeSession:
+    describer: FakeDescriber
+    path: Path
+    height: int
+    width: int
+
+    def ask(self, regions: Sequence[Any], question: str, *, batch_size: int, **options: Any) -> list[str]:
+        assert len(regions) <= batch_size
+        self.describer.asked.append((self.path.name, len(regions), question, options))
+        return [self.describer.answer(self.path.name, region["counts"]) for region in regions]
+
+
+@dataclass
+class FakeDescriber:
+    """Answers by `answer(picture's name, RLE counts)`; remembers what was opened and asked."""
+
+    answer: Callable[[str, str], str]
+    opened: list[str] = field(default_factory=list)
+    asked: list[tuple[str, int, str, dict[str, Any]]] = field(default_factory=list)
+
+    def open(self, image: Path) -> FakeSession:
+        self.opened.append(image.name)
+        width, height = Image.open(image).size
+        return FakeSession(self, image, height, width)
+
+
+def knowing(records: Records) -> FakeDescriber:
+    """A describer that names every region right, whichever question it was shown for."""
+    names = {
+        (record.image, region.segmentation["counts"]): region.name for record in records for region in record.regions
+    }
+    return FakeDescriber(lambda image, counts: names[image, counts])

@@ -1,0 +1,62 @@
+"""Semantic Similarity with a tiny encoder: pooling, padding and the shape of the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
+
+from eval.metrics import Answers, score, summarise
+from eval.sentence_bert import SentenceBert
+from eval.tasks import TASKS
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "ring", "star", "a", "the"]
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}).save_pretrained(folder)
+    return folder
+
+
+def test_embeddings_are_means_of_length_one_whatever_they_are_batched_with(encoder_folder: Path) -> None:
+    texts = ["red ring", "a", "the red star a blue ring"]
+    found = SentenceBert.from_pretrained(encoder_folder).encode(texts)
+    model, tokenizer = AutoModel.from_pretrained(encoder_folder).eval(), AutoTokenizer.from_pretrained(encoder_folder)
+    for text, embedding in zip(texts, found, strict=True):
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].double().numpy()
+        mean = hidden.mean(axis=0)
+        np.testing.assert_allclose(embedding, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_equal_texts_have_similarity_one_and_the_best_reference_counts(encoder_folder: Path) -> None:
+    encoder = SentenceBert.from_pretrained(encoder_folder)
+    answers, references = ["red ring", "blue star"], [("blue star", "red ring"), ("red ring",)]
+    found = encoder.best_similarities(answers, references)
+    embeddings = encoder.encode(["blue star", "red ring"])
+    np.testing.assert_allclose(found, [1.0, embeddings[0] @ embeddings[1]], atol=1e-6)
+
+    scored = Answers(["a#1", "b#1"], answers, ["a.png", "b.png"], references, [1.0, 1.0])
+    scoring = score(TASKS["referring-classification"], scored, "clean", encoder_folder)
+    assert summarise(scoring, scored)["semantic_similarity"]["value"] == pytest.approx(found.mean(), abs=1e-6)
+    assert scoring.notes["sentence_bert"] == encoder.checksum
+
+
+def test_a_model_that_pools_otherwise_is_refused(encoder_folder: Path) -> None:
+    pooling = encoder_folder / "1_Pooling"
+    pooling.mkdir()
+    (pooling / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": False}))
+    with pytest.raises(ValueError, match="mean of its tokens"):
+        SentenceBert.from_pretrained(encoder_folder)
