@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from data_pipelines.records import RecordFolder, RegionRecord
     from eval.predictions import Prediction
     from eval.report import Gallery, GalleryItem, KeyFigures, Section, Table
-
-    from data_pipelines.records import RecordFolder, RegionRecord
     from scripts.quickstart_scores import Item
 
 CLASSIFICATION, EXPRESSIONS = "referring-classification", "region-caption"
@@ -161,7 +160,7 @@ def page_of(run: Run, summary: Mapping[str, Any], captions: Mapping[str, str]) -
         for title, log in summary["losses"].items()
     }
     scenes, descriptions = galleries(run, captions)
-    at_a_glance, *by_size = score_figures(classification)
+    at_a_glance, *by_size = (figure for figure in score_figures(classification) if isinstance(figure, Figure))
     sections: list[Section] = [
         headline(summary),
         scenes,
@@ -302,7 +301,6 @@ def expression_item(
 ) -> GalleryItem:
     """The first region of a record with what the model says of it and the reference."""
     from eval.report import GalleryItem
-
     from scripts.quickstart_scores import Expression, Item
 
     prediction = predictions[region_ids(record)[0]]
