@@ -55,7 +55,8 @@ def steps_of(plan: Plan) -> list[Step]:
     """All steps from the drawing to the report, in order."""
     return [
         _draw(plan),
-        *(_prepare(plan, split, kind) for split in ("train", "test") for kind in KINDS),
+        *(_prepare(plan, "train", kind) for kind in KINDS),
+        *(_prepare(plan, "test", kind) for kind in ("objects", "expressions")),
         *([_pretrain_tower(plan)] if plan.from_scratch else []),
         _warm_up(plan),
         _stage(plan, 1, start="start", output="stage1", kinds=("captions",), seconds=40),
@@ -106,10 +107,11 @@ def _prepare(plan: Plan, split: str, kind: str) -> Step:
 
 
 def _pretrain_tower(plan: Plan) -> Step:
+    few_steps = ("--steps", "2", "--held-out-scenes", "4") if plan.trial else ()
     return Step(
         "tower",
         "Pretrain the tiny vision tower",
-        ("scripts.pretrain_tiny_tower", "--out", str(plan.tower), "--seed", str(plan.seed)),
+        ("scripts.pretrain_tiny_tower", "--out", str(plan.tower), "--seed", str(plan.seed), *few_steps),
         plan.tower,
         seconds=260,
     )

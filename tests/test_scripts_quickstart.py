@@ -59,10 +59,10 @@ def test_a_trial_runs_every_command_once_and_leaves_a_model_and_a_report(tmp_pat
     assert report["classification"]["counts"]["regions"] == report["classification"]["metrics"]["colour"]["regions"]
     assert {"texture", "colour", "shape", "all_attributes"} <= set(report["classification"]["control"]["metrics"])
     assert report["captions"]["captions"] == 4 and report["expressions"]["truth"]["answers"] > 0
-    assert len(report["steps"]) == 13 and (out / "model" / "config.json").is_file()
+    assert len(report["steps"]) == 12 and (out / "model" / "config.json").is_file()
 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout.count("done before") == 14
+    assert again.returncode == 0 and again.stdout.count("done before") == 13
 
     ask = next(line for line in again.stdout.splitlines() if "osprey-tp describe" in line)
     arguments = shlex.split(ask[ask.index("describe") :])
