@@ -26,10 +26,12 @@ COMMANDS = (
     "data_pipelines synthesize",
     "data_pipelines prepare",
     "data_pipelines show",
+    "data_pipelines validate",
     "eval",
     "app",
     "scripts.train",
     "scripts.quickstart",
+    "scripts.quickstart_report",
     "scripts.pretrain_tiny_tower",
     "scripts.pretrain_tiny_language_model",
 )
