@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,6 +20,7 @@ from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention
 
 
+@strict
 class TinyTowerConfig(PreTrainedConfig):
     """Sizes of the tower, under the names that ``CLIPVisionConfig`` has for them, and the width of the stem."""
 

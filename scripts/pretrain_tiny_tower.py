@@ -4,7 +4,7 @@
 
 The tower stands in for CLIP in the quickstart and in tests. Scenes are drawn as training goes on. Pooling is that of
 the region encoder: coverage of cells times features, with one linear head for each level. Held-out scenes, in which a
-third of the objects has a combination of attributes that training never shows, are measured on the way.
+third of the objects has a combination of attributes that is never drawn for training, are measured on the way.
 
 The folder appears when training is complete: config.json, model.safetensors, preprocessor_config.json and
 training_log.json.
@@ -188,7 +188,7 @@ def scene_batches(
     from scripts.tower_samples import DrawnScenes, collate
 
     return DataLoader(
-        DrawnScenes(processor, split, count, settings.seed),
+        DrawnScenes(processor, split, count, settings.seed, recolour=split == "train"),
         batch_size=settings.scenes_per_step,
         collate_fn=collate,
         num_workers=settings.drawing_workers,
@@ -220,7 +220,7 @@ def make_optimizers(
 def accuracies(tower: TinyTowerModel, heads: RegionHeads, scenes: DataLoader[Sample]) -> dict[str, float]:
     """Shares of held-out regions whose texture, colour, shape, and all three the heads name rightly.
 
-    Keys that end in "_unseen" count only regions of a combination that training never shows.
+    Keys that end in "_unseen" count only regions of a combination that is never drawn for training.
     """
     import torch
 

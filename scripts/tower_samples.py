@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 
 import torch
 from torch.utils.data import Dataset
@@ -13,6 +14,9 @@ from data_pipelines.synthetic.writer import scene_of
 from osprey_tp.image_processing import OspreyTPImageProcessor
 from osprey_tp.masks import area_coverage
 from osprey_tp.tiling import TilePlan
+
+NO_LABEL = -100
+"""What torch's cross-entropy leaves out."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"texture": TEXTURES, "colour": COLOURS, "shape": SHAPES}
 
@@ -25,7 +29,7 @@ class Sample:
         pixel_values: (tiles, 3, tile_size, tile_size), each scene's thumbnail last.
         tiles_coverage: (regions, tiles * cells), the share of each cell that a region covers; 0 in thumbnails.
         thumbnail_coverage: the same in thumbnails, 0 in all other tiles.
-        labels: (regions, 3), indices of texture, colour and shape in their vocabularies.
+        labels: (regions, 3), indices of texture, colour and shape in their vocabularies, or `NO_LABEL`.
     """
 
     pixel_values: torch.Tensor
@@ -64,15 +68,34 @@ def make_sample(processor: OspreyTPImageProcessor, scene: Scene) -> Sample:
     )
 
 
-class DrawnScenes(Dataset[Sample]):
-    """Scenes drawn when they are asked for; scene ``index`` of a split is the same for the same seed."""
+_CHANNEL_ORDERS = [list(order) for order in permutations(range(3))][1:]
 
-    def __init__(self, processor: OspreyTPImageProcessor, split: str, count: int, seed: int) -> None:
-        self.processor, self.split, self.count, self.seed = processor, split, count, seed
+
+class DrawnScenes(Dataset[Sample]):
+    """Scenes drawn when they are asked for; scene ``index`` of a split is the same for the same seed.
+
+    Args:
+        processor: see `make_sample`.
+        split: of the scenes.
+        count: number of scenes.
+        seed: of the scenes.
+        recolour: swap the colour channels of every other picture and leave its colours without a label. Without this a
+            tower guesses the shape from texture and colour, as some combinations of the three are never drawn.
+    """
+
+    def __init__(
+        self, processor: OspreyTPImageProcessor, split: str, count: int, seed: int, recolour: bool = False
+    ) -> None:
+        self.processor, self.split, self.count, self.seed, self.recolour = processor, split, count, seed, recolour
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
         scene, _ = scene_of(self.split, index, self.seed)
-        return make_sample(self.processor, scene)
+        if not self.recolour or index % 2 == 0:
+            return make_sample(self.processor, scene)
+        order = _CHANNEL_ORDERS[index // 2 % len(_CHANNEL_ORDERS)]
+        sample = make_sample(self.processor, replace(scene, picture=scene.picture[:, :, order]))
+        sample.labels[:, list(ATTRIBUTES).index("colour")] = NO_LABEL
+        return sample

@@ -1,4 +1,4 @@
-"""Synthetic scenes: what is drawn, what is written, what is said agree; checked by pycocotools, scikit-image, a parser."""
+"""Synthetic scenes: what is drawn, written and said agree; checked by pycocotools, scikit-image and a parser."""
 
 import json
 import re
