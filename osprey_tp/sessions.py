@@ -17,6 +17,7 @@ between the two.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ from osprey_tp.prompts import (
 from osprey_tp.streaming import stream_answer
 
 DEFAULT_NEW_TOKENS = 64
+
+_REGION_NAME = re.compile(r"\b(region(\d+))\b")
 
 
 class RegionDescriber:
@@ -203,6 +206,7 @@ class ImageSession:
             The answer; it and the message are appended to `turns`.
         """
         regions = list(regions)
+        self._check_names(message, len(self._chat_regions) + len(regions))
         if regions and REGION_TOKEN not in message:
             message = region_introduction(len(regions), first=len(self._chat_regions)) + message
         self._check_together(regions, message)
@@ -272,6 +276,13 @@ class ImageSession:
                 f"every region: {question!r}"
             )
         return question
+
+    @staticmethod
+    def _check_names(message: str, known: int) -> None:
+        unknown = [name for name, number in _REGION_NAME.findall(message) if not 1 <= int(number) <= known]
+        if unknown:
+            names = ", ".join(region_name(index) for index in range(known)) or "none"
+            raise ValueError(f"the message names {unknown[0]}, but the regions of this chat are: {names}")
 
     def _opening(self, regions: list[Any], question: str) -> dict[str, Any]:
         """The first user message: the picture with the regions of the whole conversation, and the question."""

@@ -121,6 +121,14 @@ def test_chat_keeps_turns_and_region_names():
     assert session.turns == [] and session.region_names == []
 
 
+def test_a_chat_refuses_names_it_does_not_know():
+    image, masks = random_picture(4)
+    session = tiny_describer().open(image)
+    with pytest.raises(ValueError, match="names region3, but the regions of this chat are: region1, region2"):
+        session.chat("is region1 left of region3", masks[:2])
+    assert session.turns == []
+
+
 @families
 @torch.no_grad()
 def test_scores_equal_one_forward_pass_for_each_pair(tower, language):
