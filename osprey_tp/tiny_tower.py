@@ -8,7 +8,7 @@ depthwise 3x3 convolution in each layer, and no class token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -40,8 +40,9 @@ class TinyTowerConfig(PreTrainedConfig):
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
 
-    def validate_architecture(self) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         """Raise ``ValueError`` for sizes that do not go together."""
+        super().__post_init__(**kwargs)
         if self.patch_size < 4 or self.patch_size & (self.patch_size - 1):
             raise ValueError(f"patch_size {self.patch_size} must be a power of two, at least 4")
         if self.image_size % self.patch_size:

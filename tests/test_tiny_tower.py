@@ -211,12 +211,16 @@ class TestShippedTower:
         processor = OspreyTPImageProcessor.from_pretrained(ASSETS)
 
         def pooled(split: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-            batch = collate([DrawnScenes(processor, split, count, seed=77)[index] for index in range(count)])
-            with torch.inference_mode():
-                states = tower(batch.pixel_values, output_hidden_states=[2, 4]).hidden_states
-            weights = batch.tiles_coverage / batch.tiles_coverage.sum(dim=1, keepdim=True)
-            features = torch.cat([weights @ states[level].flatten(0, 1) for level in (2, 4)], dim=1)
-            return torch.cat([features, torch.ones(len(features), 1)], dim=1).double(), batch.labels
+            scenes = DrawnScenes(processor, split, count, seed=77)
+            features, labels = [], []
+            for sample in (scenes[index] for index in range(count)):
+                with torch.inference_mode():
+                    states = tower(sample.pixel_values, output_hidden_states=[2, 4]).hidden_states
+                weights = sample.tiles_coverage / sample.tiles_coverage.sum(dim=1, keepdim=True)
+                pooled = [weights @ states[level].flatten(0, 1) for level in (2, 4)]
+                features.append(torch.cat([*pooled, torch.ones(len(weights), 1)], dim=1).double())
+                labels.append(sample.labels)
+            return torch.cat(features), torch.cat(labels)
 
         features, labels = pooled("train", 120)
         unseen_features, unseen_labels = pooled("test", 40)
