@@ -218,8 +218,8 @@ def expression_table(scores: Mapping[str, Any]) -> Table:
     ]
     note = (
         "Descriptions such as “the striped ring left of the red cross”. The first rows hold what is said against the "
-        "scene, size words left aside; relations (left of, topmost, ...) also for the scene's other regions, as "
-        "chance. The others compare words with the reference."
+        "scene; relations (left of, topmost, ...) also for the scene's other regions, as chance. The others compare "
+        "words with the reference."
     )
     return Table("Relations", ["score × 100", "model", "chance", "regions"], rows, note)
 
@@ -342,9 +342,8 @@ def _picture(folder: RecordFolder, record: RegionRecord, names: Sequence[str], o
     regions = record.regions[:1] if only_first else record.regions
     masks = [to_mask(region.segmentation, record.height, record.width) for region in regions]
     enlarged = [np.kron(mask, np.ones((scale, scale), dtype=bool)) for mask in masks]
-    drawn = draw_regions(
-        image.resize((scale * image.width, scale * image.height)), enlarged, names, opacity=0.1, font_size=26
-    )
+    image = image.resize((scale * image.width, scale * image.height))
+    drawn = draw_regions(image, enlarged, names, opacity=0.1, outline_width=4, font_size=26)
     file = io.BytesIO()
     drawn.save(file, "JPEG", quality=85)
     return file.getvalue()
