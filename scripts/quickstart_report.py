@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -205,23 +205,21 @@ def combination_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def expression_table(scores: Mapping[str, Any]) -> Table:
     """Referring expressions: truth in the scene, then wording."""
-    from eval.evaluation_report import label_of, percent
+    from eval.evaluation_report import LEFT_OUT_OF_PANELS, label_of, percent
     from eval.report import Table
 
     truth = scores["truth"]
+    wording = {name: row for name, row in scores["wording"].items() if name not in LEFT_OUT_OF_PANELS}
     rows = [
         ["true of its region", percent(truth["true"]), "", f"{truth['answers']:,}"],
         ["and of no other", percent(truth["unique"]), "", f"{truth['answers']:,}"],
         ["relation true", percent(truth["placed"]), percent(truth["placed_by_chance"]), f"{truth['placing']:,}"],
-        *(
-            [label_of(name), percent(row["value"]), "", f"{row['regions']:,}"]
-            for name, row in scores["wording"].items()
-        ),
+        *([label_of(name), percent(row["value"]), "", f"{row['regions']:,}"] for name, row in wording.items()),
     ]
     note = (
         "Descriptions such as “the striped ring left of the red cross”. The first rows hold what is said against the "
-        "scene, size words left aside; relations (left of, topmost, ...) also for the scene's other regions, as "
-        "chance. The others compare words with the reference."
+        "scene; relations (left of, topmost, ...) also for the scene's other regions, as chance. The others compare "
+        "words with the reference."
     )
     return Table("Relations", ["score × 100", "model", "chance", "regions"], rows, note)
 
@@ -257,10 +255,7 @@ def galleries(run: Run, captions: Mapping[str, str]) -> list[Gallery]:
         scene_item(objects, record, named, captions.get(record.image))
         for record, _ in zip(objects, range(GALLERY_SCENES), strict=False)
     ]
-    first_of_picture: dict[str, RegionRecord] = {}
-    for record in expressions:
-        first_of_picture.setdefault(record.image, record)
-    chosen = list(first_of_picture.values())[:GALLERY_SCENES]
+    chosen = relational_records(expressions, described)[:GALLERY_SCENES]
     return [
         Gallery("Held-out scenes", scenes, "The first scenes of the test split, not chosen by their scores."),
         Gallery(
@@ -268,6 +263,21 @@ def galleries(run: Run, captions: Mapping[str, str]) -> list[Gallery]:
             [expression_item(expressions, record, described, run.scenes.get(record.image, [])) for record in chosen],
         ),
     ]
+
+
+def relational_records(records: Iterable[RegionRecord], predictions: Mapping[str, Prediction]) -> list[RegionRecord]:
+    """One record a picture, one whose reference tells where its region stands if there is any."""
+    from scripts.quickstart_scores import Expression
+
+    chosen: dict[str, RegionRecord] = {}
+    placed: set[str] = set()
+    for record in records:
+        expressions = [Expression.parse(text) for text in predictions[region_ids(record)[0]].references]
+        tells_place = any(found and (found.relation or found.extreme) for found in expressions)
+        if record.image not in chosen or (tells_place and record.image not in placed):
+            chosen[record.image] = record
+            placed.update([record.image] if tells_place else [])
+    return list(chosen.values())
 
 
 def scene_item(
@@ -332,9 +342,8 @@ def _picture(folder: RecordFolder, record: RegionRecord, names: Sequence[str], o
     regions = record.regions[:1] if only_first else record.regions
     masks = [to_mask(region.segmentation, record.height, record.width) for region in regions]
     enlarged = [np.kron(mask, np.ones((scale, scale), dtype=bool)) for mask in masks]
-    drawn = draw_regions(
-        image.resize((scale * image.width, scale * image.height)), enlarged, names, opacity=0.1, font_size=26
-    )
+    image = image.resize((scale * image.width, scale * image.height))
+    drawn = draw_regions(image, enlarged, names, opacity=0.1, outline_width=4, font_size=26)
     file = io.BytesIO()
     drawn.save(file, "JPEG", quality=85)
     return file.getvalue()

@@ -1,7 +1,7 @@
 """Whether what a model says of a synthetic scene is true there: referring expressions and captions.
 
 Metrics of wording compare texts; the quickstart's scenes are known, so here the words are held against the scene
-itself. The size words "large" and "small" are not judged.
+itself.
 """
 
 from __future__ import annotations
@@ -28,14 +28,18 @@ _EXPRESSION = re.compile(
     f"the (?:(?P<extreme>{_any(tuple(EXTREMES))}) )?(?P<phrase>{_PHRASE})"
     f"(?: (?P<relation>{_any(tuple(RELATIONS))}) the (?P<anchor>{_PHRASE}))?"
 )
+LARGE_SIDE = 0.23
+"""A large shape's longer side is at least this share of the picture's shorter side, a small one's is less."""
+
 _NAME = re.compile(f"{_any(TEXTURES)} {_any(COLOURS)} {_any(SHAPES)}")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A shape of a scene: its name, and the centre (x, y) of its mask in source pixels."""
+    """A shape of a scene: its name, "large" or "small", and the centre (x, y) of its mask in source pixels."""
 
     name: str
+    size: str
     centre: tuple[float, float]
 
     @classmethod
@@ -44,12 +48,15 @@ class Item:
         import numpy as np
         from pycocotools import mask as mask_utils
 
-        rows, columns = np.nonzero(mask_utils.decode(region.segmentation))
-        return cls(region.name, (float(columns.mean()), float(rows.mean())))
+        mask = mask_utils.decode(region.segmentation)
+        rows, columns = np.nonzero(mask)
+        side = max(np.ptp(rows), np.ptp(columns)) + 1
+        size = "large" if side >= LARGE_SIDE * min(mask.shape) else "small"
+        return cls(region.name, size, (float(columns.mean()), float(rows.mean())))
 
     def fits(self, phrase: str) -> bool:
-        """Whether every word of the phrase, but for its size, is in the name."""
-        return set(phrase.split()) - set(SIZES) <= set(self.name.split())
+        """Whether every word of the phrase applies."""
+        return set(phrase.split()) <= {self.size, *self.name.split()}
 
     def beyond(self, other: Item, axis: int, sign: int) -> bool:
         """Whether the item lies further than the other one along an axis of (x, y)."""
