@@ -26,8 +26,9 @@ RADIUS_SHARES = {"large": (0.165, 0.21), "small": (0.09, 0.115), "tiny": (0.018,
 CROWD_CHANCE, TINY_CHANCE = 0.08, 0.06
 
 ALIKE_CHANCE = 0.06
-"""How often an object is made like one that is already there. Few are, so that what a scene holds says little about one
-of its objects: a model that cannot see its region should be right as often as by chance. Most lookalikes come by chance.
+"""How often an object is made like one that is already there. Few are, so that what a scene holds says little about
+one of its objects: a model that cannot see its region should be right as often as by chance. Most lookalikes come by
+chance.
 """
 
 
