@@ -134,6 +134,23 @@ class TestMuon:
         assert (weight - answer).abs().max() < 0.1
 
 
+@torch.no_grad()
+def test_standardised_states_have_mean_0_and_deviation_1_and_are_kept(tower, tiles, tmp_path):
+    raw = torch.stack(tower(tiles, output_hidden_states=True).hidden_states)
+    for _ in range(2):  # a second time changes nothing: what is handed out is standardised already
+        tower.standardise(torch.stack(tower(tiles, output_hidden_states=True).hidden_states).flatten(1, 2))
+    states = torch.stack(tower(tiles, output_hidden_states=True).hidden_states).flatten(1, 2)
+    torch.testing.assert_close(states.mean(1), torch.zeros_like(states.mean(1)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(states.std(1), torch.ones_like(states.std(1)), atol=1e-4, rtol=0)
+    restored = (
+        states.unflatten(1, raw.shape[1:3]) * tower.state_deviation[:, None, None] + tower.state_mean[:, None, None]
+    )
+    torch.testing.assert_close(restored, raw, atol=1e-4, rtol=1e-4)
+    tower.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(tiles).last_hidden_state, tower(tiles).last_hidden_state)
+
+
 class TestSamples:
     def test_coverage_counts_the_pixels_of_each_region(self):
         processor = make_processor(64, 8)
