@@ -164,7 +164,8 @@ def _write(path: Path, content: dict[str, object]) -> None:
 def _run(step: Step, log: Path, progress: Progress, lock: int) -> float:
     """Run the command to its end and return its seconds."""
     start = time.monotonic()
-    environment = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1", **os.environ}
+    # one thread computes while another process prepares batches: more would only wait for each other
+    environment = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1", "OMP_NUM_THREADS": "1", **os.environ}
     process = subprocess.Popen(
         [sys.executable, "-m", *step.command],
         stdin=subprocess.DEVNULL,
