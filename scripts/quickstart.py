@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scripts.steps import Step, StepError, clock, run_steps
 
 ASSETS = Path("scripts/assets/tiny_tower")
+DEFAULT_OUT = Path("runs/quickstart")
 CONFIGS = Path("scripts/configs/tiny")
 SHUFFLE_SEED = 0
 
@@ -59,9 +61,9 @@ def steps_of(plan: Plan) -> list[Step]:
         *(_prepare(plan, "test", kind) for kind in ("objects", "expressions")),
         *([_pretrain_tower(plan)] if plan.from_scratch else []),
         _warm_up(plan),
-        _stage(plan, 1, start="start", output="stage1", kinds=("captions",), seconds=40),
-        _stage(plan, 2, start="stage1", output="stage2", kinds=("objects", "expressions"), seconds=120),
-        _stage(plan, 3, start="stage2", output="model", kinds=("objects", "expressions", "captions"), seconds=180),
+        _stage(plan, 1, "Align pictures with text", seconds=40),
+        _stage(plan, 2, "Align regions with text", seconds=120),
+        _stage(plan, 3, "Tune on instructions", seconds=180),
         _evaluate(plan, "referring-classification", "objects", "--shuffle-regions", str(SHUFFLE_SEED)),
         _evaluate(plan, "region-caption", "expressions"),
         _report(plan),
@@ -134,24 +136,37 @@ def _warm_up(plan: Plan) -> Step:
     )
 
 
-def _stage(plan: Plan, number: int, *, start: str, output: str, kinds: tuple[str, ...], seconds: float) -> Step:
+def _stage(plan: Plan, number: int, title: str, seconds: float) -> Step:
+    """A stage as its configuration file says, below another folder where the plan has one."""
+    import yaml
+
     config = CONFIGS / f"stage{number}.yaml"
-    data = [plan.records("train", kind) for kind in kinds]
-    few_steps = ("max_steps=2", "batch_size=4") if plan.trial else ()
-    titles = {1: "Align pictures with text", 2: "Align regions with text", 3: "Tune on instructions"}
+    settings = {key: _moved(value, plan.out) for key, value in yaml.safe_load(config.read_text("utf-8")).items()}
+    model, output, records = Path(settings["model"]), Path(settings["output"]), map(Path, settings["data"])
+    overrides = [f"seed={plan.seed}", *(("max_steps=2", "batch_size=4") if plan.trial else ())]
+    if plan.out != DEFAULT_OUT:
+        overrides += [f"model={model}", f"data={json.dumps(settings['data'])}", f"output={output}"]
     return Step(
+        output.name,
+        f"{title} (stage {number})",
+        ("scripts.train", "--config", str(config), *overrides),
         output,
-        f"{titles[number]} (stage {number})",
-        (
-            *("scripts.train", "--config", str(config), f"model={plan.out / start}"),
-            *(f"data=[{','.join(map(str, data))}]", f"output={plan.out / output}", f"seed={plan.seed}", *few_steps),
-        ),
-        plan.out / output,
         seconds,
-        after=(start, *(folder.name for folder in data)),
+        after=(model.name, *(folder.name for folder in records)),
         reads=(config,),
-        unfinished=plan.out / f"{output}.unfinished",
+        unfinished=output.with_name(f"{output.name}.unfinished"),
     )
+
+
+def _moved(value: Any, out: Path) -> Any:
+    """A setting with every path below `DEFAULT_OUT` moved below `out`."""
+    if isinstance(value, dict):
+        return {_moved(key, out): inner for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, out) for inner in value]
+    if isinstance(value, str) and Path(value).is_relative_to(DEFAULT_OUT):
+        return str(out / Path(value).relative_to(DEFAULT_OUT))
+    return value
 
 
 def _evaluate(plan: Plan, task: str, kind: str, *options: str) -> Step:
@@ -219,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR", help="(%(default)s)")
+    made.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="(%(default)s)")
     made.add_argument("--scenes", type=_at_least(8), default=2400, metavar="N", help="training scenes (%(default)s)")
     made.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="of scenes and training (%(default)s)")
     made.add_argument(

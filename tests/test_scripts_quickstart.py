@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.quickstart import Plan, main, steps_of
+from osprey_tp.training.arguments import load_settings
+from scripts.quickstart import DEFAULT_OUT, Plan, main, steps_of
 from scripts.steps import keys_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,11 +22,28 @@ def test_steps_come_after_what_they_read(from_scratch: bool, tmp_path: Path, mon
     steps = steps_of(Plan(tmp_path, scenes=100, seed=0, from_scratch=from_scratch))
     assert len(keys_of(steps)) == len(steps)
     assert ("tower" in keys_of(steps)) == from_scratch
-    made = {step.output: step.name for step in steps}
+    made = {str(step.output): step.name for step in steps}
     for step in steps:
-        named = {Path(word) for part in step.command for word in re.split(r"[=,\[\]]", part)}
-        read = {made[path] for path in named if path in made and path != step.output}
+        named = set(re.findall(r"[^\s=,:\[\]{}\"]+", " ".join(step.command)))
+        read = {made[path] for path in named & set(made)} - {step.name}
         assert read <= set(step.after)
+        assert str(tmp_path) in str(step)
+
+
+def test_stages_are_those_of_the_configuration_files_unless_they_go_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    at_home = steps_of(Plan(DEFAULT_OUT, scenes=100, seed=0, from_scratch=False))
+    elsewhere = steps_of(Plan(tmp_path, scenes=100, seed=0, from_scratch=False))
+    for home, other in zip(at_home, elsewhere, strict=True):
+        assert (home.name, home.after) == (other.name, other.after)
+        if home.command[0] == "scripts.train":
+            assert home.command[3:] == ("seed=0",)
+            settings, moved = (load_settings(Path(step.command[2]), step.command[3:]) for step in (home, other))
+            assert moved.as_dict() == json.loads(
+                json.dumps(settings.as_dict()).replace(str(DEFAULT_OUT), str(tmp_path))
+            )
 
 
 def test_seed_and_size_decide_what_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
