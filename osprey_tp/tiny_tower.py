@@ -117,6 +117,8 @@ class TinyTowerModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    state_mean: torch.Tensor
+    state_deviation: torch.Tensor
 
     def __init__(self, config: TinyTowerConfig) -> None:
         super().__init__(config)
