@@ -35,3 +35,24 @@ def image(height: int, width: int) -> np.ndarray:
     green = (y * 255) // max(height - 1, 1)
     blue = np.where(((x // 7) + (y // 5)) % 2 == 0, 230, 20) - ((3 * x + 5 * y) % 17)
     return np.stack([red, green, blue], -1).astype(np.uint8)
+
+
+def golden_canvas_masks(height: int, width: int) -> list[np.ndarray]:
+    """The 14 masks of the published pooling case, in its order, on a canvas of that size."""
+    y, x = np.mgrid[0:height, 0:width]
+    dots = [(y // 2 == row // 2) & (x // 2 == col // 2) for row, col in ((0, 0), (48, 48))]
+    return [
+        (y >= height // 4) & (y < height // 2) & (x >= width // 3) & (x < 2 * width // 3),
+        (y - height // 2) ** 2 + (x - width // 2) ** 2 <= (min(height, width) // 4) ** 2,
+        y == 70,
+        y == 76,
+        x == 77,
+        x == 78,
+        y == x,
+        *dots,
+        np.isin(y, (47, 48)) & np.isin(x, (55, 56)),
+        (y == 49) & (x == 63),
+        np.zeros((height, width), dtype=bool),
+        np.ones((height, width), dtype=bool),
+        (y >= height - 14) & (x >= width - 14),
+    ]

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from osprey_tp.masks import area_coverage, nearest_source_index, published_coverage, to_mask, to_rle
 from osprey_tp.tiling import TilePlan, Tiling
 
-from .golden_recipe import load_json
+from .golden_recipe import golden_canvas_masks, load_json
 
 SLICING = load_json("b_slicing.json")["cases"]
 POOLING = load_json("d_mask_extractor.json")
@@ -29,27 +29,6 @@ def golden_source_masks(height, width):
     circle = (y - height // 2) ** 2 + (x - width // 2) ** 2 <= max(min(height, width) // 4, 1) ** 2
     dot = np.isin(y, (height // 3, height // 3 + 1)) & np.isin(x, (width // 3, width // 3 + 1))
     return [rect, circle, y == height // 2, dot]
-
-
-def golden_canvas_masks(height, width):
-    """The 14 masks of the published pooling case, in its order."""
-    y, x = np.mgrid[0:height, 0:width]
-    dots = [(y // 2 == row // 2) & (x // 2 == col // 2) for row, col in ((0, 0), (48, 48))]
-    return [
-        (y >= height // 4) & (y < height // 2) & (x >= width // 3) & (x < 2 * width // 3),
-        (y - height // 2) ** 2 + (x - width // 2) ** 2 <= (min(height, width) // 4) ** 2,
-        y == 70,
-        y == 76,
-        x == 77,
-        x == 78,
-        y == x,
-        *dots,
-        np.isin(y, (47, 48)) & np.isin(x, (55, 56)),
-        (y == 49) & (x == 63),
-        np.zeros((height, width), dtype=bool),
-        np.ones((height, width), dtype=bool),
-        (y >= height - 14) & (x >= width - 14),
-    ]
 
 
 def canvas_mask(mask, plan):

@@ -10,31 +10,11 @@ from osprey_tp.masks import published_coverage
 from osprey_tp.region_encoder import RegionEncoder, pool
 from osprey_tp.tiling import TilePlan, Tiling
 
-from .golden_recipe import GOLDEN, load_json, normal, param
+from .golden_recipe import GOLDEN, golden_canvas_masks, load_json, normal, param
 
 CASE = load_json("d_mask_extractor.json")
 OUTPUTS = np.load(GOLDEN / "d_mask_extractor.npz")
 GRIDS = [tuple(grid) for grid in CASE["grids_rows_cols"]]
-
-
-def golden_masks(height: int, width: int) -> list[np.ndarray]:
-    y, x = np.mgrid[0:height, 0:width]
-    return [
-        (y >= height // 4) & (y < height // 2) & (x >= width // 3) & (x < 2 * width // 3),
-        (y - height // 2) ** 2 + (x - width // 2) ** 2 <= (min(height, width) // 4) ** 2,
-        y == 70,
-        y == 76,
-        x == 77,
-        x == 78,
-        y == x,
-        (y < 2) & (x < 2),
-        (y >= 48) & (y < 50) & (x >= 48) & (x < 50),
-        (y >= 47) & (y < 49) & (x >= 55) & (x < 57),
-        (y == 49) & (x == 63),
-        np.zeros((height, width), bool),
-        np.ones((height, width), bool),
-        (y >= height - 14) & (x >= width - 14),
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +25,7 @@ def batch() -> dict[str, torch.Tensor]:
     for image, (rows, cols) in enumerate(GRIDS):
         height, width = rows * 336, cols * 336
         plan = TilePlan(Tiling(), height, width, rows, cols)
-        for index, mask in enumerate(golden_masks(height, width)):
+        for index, mask in enumerate(golden_canvas_masks(height, width)):
             coverage[14 * image + index, : plan.num_cells] = torch.from_numpy(published_coverage(mask, plan))
         first_cells += [first * 576] * 14
         first += plan.num_tiles
