@@ -122,6 +122,9 @@ class TinyTowerModel(PreTrainedModel):
         super().__init__(config)
         self.stem = TinyTowerStem(config)
         self.layers = nn.ModuleList(TinyTowerLayer(config) for _ in range(config.num_hidden_layers))
+        states = (config.num_hidden_layers + 1, config.hidden_size)
+        self.register_buffer("state_mean", torch.zeros(states))
+        self.register_buffer("state_deviation", torch.ones(states))
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -134,6 +137,22 @@ class TinyTowerModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, TinyTowerStem):
             initialization.normal_(module.position, std=self.config.initializer_range)
+        if isinstance(module, TinyTowerModel):
+            initialization.zeros_(module.state_mean)
+            initialization.ones_(module.state_deviation)
+
+    @torch.no_grad()
+    def standardise(self, pooled: torch.Tensor) -> None:
+        """Bring every channel of the states that are handed out to mean 0 and deviation 1 over regions.
+
+        What is learned from the states then learns all channels at a like pace.
+
+        Args:
+            pooled: (layers + 1, regions, hidden_size), states as handed out so far, pooled under many regions.
+        """
+        mean, deviation = pooled.mean(dim=1), pooled.std(dim=1)
+        self.state_mean += mean * self.state_deviation
+        self.state_deviation *= deviation.clamp_min(1e-6)
 
     def forward(
         self, pixel_values: torch.Tensor, output_hidden_states: bool | Sequence[int] | None = None, **kwargs: object
@@ -160,6 +179,10 @@ class TinyTowerModel(PreTrainedModel):
         states = [self.stem(pixel_values.to(self.dtype))]
         for layer in self.layers:
             states.append(layer(states[-1]))
+        states = [
+            (state - mean) / deviation
+            for state, mean, deviation in zip(states, self.state_mean, self.state_deviation, strict=True)
+        ]
         last = states[-1]
         return BaseModelOutputWithPooling(
             last_hidden_state=last,

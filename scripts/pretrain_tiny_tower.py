@@ -112,6 +112,7 @@ def pretrain(out: Path, settings: Pretraining) -> dict[str, Any]:
     heads = RegionHeads(config)
     started = time.monotonic()
     history = train(tower, heads, processor, settings)
+    standardise(tower, scene_batches(processor, "train", settings.held_out_scenes, settings))
     log = {
         "settings": asdict(settings),
         "torch": torch.__version__,
@@ -177,6 +178,22 @@ def train(
                 tqdm.write(f"step {step}: loss {entry['loss']:.3f}, held out {entry['held_out']}", file=sys.stderr)
             history.append(entry)
     return history
+
+
+def standardise(tower: TinyTowerModel, scenes: DataLoader[Sample]) -> None:
+    """Standardise what the tower hands out, over the regions of some scenes."""
+    import torch
+
+    from osprey_tp.region_encoder import pool
+
+    tower.eval()
+    pooled = []
+    for batch in scenes:
+        with torch.no_grad():
+            states = torch.stack(tower(batch.pixel_values, output_hidden_states=True).hidden_states)
+        first_cells = torch.zeros(len(batch.labels), dtype=torch.long)
+        pooled.append(pool(states.flatten(1, 2), batch.tiles_coverage, first_cells))
+    tower.standardise(torch.cat(pooled, dim=1))
 
 
 def scene_batches(

@@ -225,8 +225,8 @@ class TestShippedTower:
         features, labels = pooled("train", 120)
         unseen_features, unseen_labels = pooled("test", 40)
         gram = features.T @ features + 0.1 * torch.eye(features.shape[1])
-        for column, least in ((0, 0.93), (1, 0.97), (2, 0.85)):
+        for column, least in ((0, 0.97), (1, 0.98), (2, 0.92)):
             targets = torch.nn.functional.one_hot(labels[:, column]).double()
             weights = torch.linalg.solve(gram, features.T @ targets)
             right = (unseen_features @ weights).argmax(dim=1) == unseen_labels[:, column]
-            assert right.double().mean() >= least, column
+            assert right.double().mean() >= least, (column, right.double().mean())
