@@ -48,24 +48,28 @@ class WarmUp:
         hidden_share: Share of the samples whose picture stays hidden even then.
         batch_size: Conversations a step.
         learning_rate: Peak learning rate.
-        region_noise: Most noise of a region token, relative to its words.
-        visual_noise: Most noise of a visual token.
+        noise: Most noise of region tokens and visual tokens, relative to their words, at the first and the last step.
+            Little at first, so that reading begins; much at last, so that what is unclear is read as unclear.
         seed: Of everything random.
     """
 
-    hidden_steps: int = 160
-    shown_steps: int = 200
+    hidden_steps: int = 150
+    shown_steps: int = 130
     hidden_share: float = 0.2
     batch_size: int = 16
     learning_rate: float = 2e-3
-    region_noise: float = 1.0
-    visual_noise: float = 1.0
+    noise: tuple[float, float] = (0.5, 2.0)
     seed: int = 0
 
     @property
     def steps(self) -> int:
         """Optimiser steps altogether."""
         return self.hidden_steps + self.shown_steps
+
+    def noise_at(self, step: int) -> float:
+        """Linear from the first to the last step."""
+        first, last = self.noise
+        return first + (last - first) * step / self.steps
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up over 30 steps, then a cosine down to a tenth."""
@@ -185,12 +189,13 @@ def teach_to_read(
 
     from scripts.word_features import WordFeatures
 
-    features = WordFeatures(model, warm_up.region_noise, warm_up.visual_noise)
+    features = WordFeatures(model)
     parameters = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=warm_up.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
     log = []
     progress = tqdm(batches(processor, folders, warm_up), total=warm_up.steps, desc="learning to read", unit="step")
     for step, batch in enumerate(progress):
+        features.set_noise(warm_up.noise_at(step))
         rate = warm_up.learning_rate_at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate

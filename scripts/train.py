@@ -68,8 +68,7 @@ def load_model(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration,
     """The start model in float32, and its processor."""
     import torch
 
-    from osprey_tp.modeling import OspreyTPForConditionalGeneration
-    from osprey_tp.processing import OspreyTPProcessor
+    from osprey_tp import OspreyTPForConditionalGeneration, OspreyTPProcessor
 
     _require_model_folder(Path(settings.model))
     model = OspreyTPForConditionalGeneration.from_pretrained(settings.model, dtype=torch.float32, local_files_only=True)

@@ -97,9 +97,9 @@ class WordCollator:
 class NoisyNorm(nn.Module):
     """LayerNorm, noise of a strength drawn for each token from 0 to `noise`, LayerNorm again, times `scale`."""
 
-    def __init__(self, width: int, scale: float, noise: float) -> None:
+    def __init__(self, width: int, scale: float) -> None:
         super().__init__()
-        self.shape, self.scale, self.noise = (width,), scale, noise
+        self.shape, self.scale, self.noise = (width,), scale, 0.0
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, D) to (N, D) of norm `scale` times the square root of D."""
@@ -139,18 +139,20 @@ class WordFeatures:
 
     Args:
         model: Its projector and region encoder are replaced; its tower is not used.
-        region_noise: Most noise of a region token, relative to its words.
-        visual_noise: Most noise of a visual token.
     """
 
-    def __init__(self, model: OspreyTPForConditionalGeneration, region_noise: float, visual_noise: float) -> None:
+    def __init__(self, model: OspreyTPForConditionalGeneration) -> None:
         config = model.config
         width, scale = config.text_config.hidden_size, config.output_norm_scale or 1.0
         self.model = model
-        model.model.projector = WordProjector(
-            config.tiling.cells_per_side, config.scale_factor, NoisyNorm(width, scale, visual_noise)
-        )
-        model.model.region_encoder = WordRegionEncoder(NoisyNorm(width, scale, region_noise))
+        self.norms = NoisyNorm(width, scale), NoisyNorm(width, scale)
+        model.model.projector = WordProjector(config.tiling.cells_per_side, config.scale_factor, self.norms[0])
+        model.model.region_encoder = WordRegionEncoder(self.norms[1])
+
+    def set_noise(self, noise: float) -> None:
+        """Set the most noise of a token, relative to its words."""
+        for norm in self.norms:
+            norm.noise = noise
 
     def __call__(self, batch: Mapping[str, Tensor]) -> OspreyTPFeatures:
         """Features of a batch of `WordCollator`."""
