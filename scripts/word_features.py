@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from data_pipelines.dataset import ConversationDataset
 from data_pipelines.records import RecordFolder
 from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
-from osprey_tp.processing import OspreyTPProcessor
+from osprey_tp.processing import IGNORED_LABEL, OspreyTPProcessor
 from osprey_tp.region_encoder import pool
 from osprey_tp.tiling import count_tiles
 from osprey_tp.training.collator import ConversationCollator
@@ -46,6 +46,10 @@ class NamedRegions:
                         known = found._of_picture[str(folder.image_path(record))]
                         known[region.segmentation["counts"]] = (region.segmentation, region.name)
         return found
+
+    def all(self) -> list[str]:
+        """The names of all regions of all pictures, each as often as it occurs."""
+        return [name for picture in self._of_picture.values() for _, name in picture.values()]
 
     def of(self, picture: str) -> list[NamedRegion]:
         """The named regions of the picture at that path."""
@@ -94,18 +98,45 @@ class WordCollator:
         }
 
 
-class NoisyNorm(nn.Module):
-    """LayerNorm, noise of a strength drawn for each token from 0 to `noise`, LayerNorm again, times `scale`."""
+def name_batch(names: Sequence[str], processor: OspreyTPProcessor) -> dict[str, Tensor]:
+    """Each name as the answer to its own region token and nothing else: `<s><mask> striped red ring</s>`."""
+    tokenizer = processor.tokenizer
+    ids = [torch.tensor(tokenizer.encode(name, add_special_tokens=False)) for name in names]
+    lead = torch.tensor([tokenizer.bos_token_id, processor.region_token_id])
+    end = torch.tensor([tokenizer.eos_token_id])
+    answers = nn.utils.rnn.pad_sequence(
+        [torch.cat([lead, name, end]) for name in ids], batch_first=True, padding_value=IGNORED_LABEL
+    )
+    seen = answers != IGNORED_LABEL
+    labels = answers.clone()
+    labels[:, : len(lead)] = IGNORED_LABEL
+    word_ids = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    return {
+        "input_ids": answers.masked_fill(~seen, 0),
+        "attention_mask": seen.long(),
+        "labels": labels,
+        "word_ids": word_ids,
+    }
 
-    def __init__(self, width: int, scale: float) -> None:
+
+class NoisyNorm(nn.Module):
+    """LayerNorm, noise of a strength drawn for each token from 0 to `noise`, and the LayerNorm that ends the real part.
+
+    The bias of that last LayerNorm is the embedding of the placeholder: it tells region tokens and visual tokens from
+    words, and the real part starts with it (`hand_over`).
+    """
+
+    def __init__(self, embedding: nn.Embedding, placeholder: int, scale: float) -> None:
         super().__init__()
-        self.shape, self.scale, self.noise = (width,), scale, 0.0
+        self.embedding, self.placeholder = embedding, placeholder
+        self.scale, self.noise = scale, 0.0
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(N, D) to (N, D) of norm `scale` times the square root of D."""
+        """(N, D) to (N, D)."""
+        shape = tokens.shape[-1:]
         strength = self.noise * torch.rand(tokens.shape[:-1], device=tokens.device)
-        noisy = functional.layer_norm(tokens, self.shape) + strength[..., None] * torch.randn_like(tokens)
-        return functional.layer_norm(noisy, self.shape) * self.scale
+        noisy = functional.layer_norm(tokens, shape) + strength[..., None] * torch.randn_like(tokens)
+        return functional.layer_norm(noisy, shape) * self.scale + self.embedding.weight[self.placeholder]
 
 
 class WordProjector(nn.Module):
@@ -143,9 +174,12 @@ class WordFeatures:
 
     def __init__(self, model: OspreyTPForConditionalGeneration) -> None:
         config = model.config
-        width, scale = config.text_config.hidden_size, config.output_norm_scale or 1.0
+        embedding, scale = model.get_input_embeddings(), config.output_norm_scale or 1.0
         self.model = model
-        self.norms = NoisyNorm(width, scale), NoisyNorm(width, scale)
+        self.norms = [NoisyNorm(embedding, token, scale) for token in (config.image_token_id, config.region_token_id)]
+        with torch.no_grad():
+            for norm in self.norms:
+                embedding.weight[norm.placeholder].normal_(std=scale)
         model.model.projector = WordProjector(config.tiling.cells_per_side, config.scale_factor, self.norms[0])
         model.model.region_encoder = WordRegionEncoder(self.norms[1])
 
@@ -155,7 +189,9 @@ class WordFeatures:
             norm.noise = noise
 
     def __call__(self, batch: Mapping[str, Tensor]) -> OspreyTPFeatures:
-        """Features of a batch of `WordCollator`."""
+        """Features of a batch of `WordCollator`, or of `name_batch`, where each name is one region token."""
+        if "tile_grids" not in batch:
+            return OspreyTPFeatures(region_tokens=self.norms[1](self._words(batch["word_ids"])))
         cells, grids = self._cells(batch), batch["tile_grids"]
         parts = self.model.model
         regions = None
@@ -163,11 +199,14 @@ class WordFeatures:
             regions = parts.region_tokens(cells, grids, batch["region_coverage"], batch["region_image_index"])
         return OspreyTPFeatures(pooler_output=parts.visual_tokens(cells, grids), region_tokens=regions)
 
+    def _words(self, word_ids: Tensor) -> Tensor:
+        """(N, words) to (N, D): the sum of each name's words, of variance 1."""
+        words = (self.model.get_input_embeddings()(word_ids) * (word_ids != 0)[..., None]).sum(dim=1)
+        return functional.layer_norm(words, words.shape[-1:])
+
     def _cells(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(1, tiles, n·n, D): the words of every cell; the thumbnail's cells and the background have none."""
-        embedding, ids = self.model.get_input_embeddings(), batch["word_ids"]
-        words = (embedding(ids) * (ids != 0)[..., None]).sum(dim=1)
-        words = functional.layer_norm(words, words.shape[-1:])  # (N, D)
+        words = self._words(batch["word_ids"])
         tiles = [count_tiles(rows, cols) for rows, cols in batch["tile_grids"].tolist()]
         side = self.model.config.tiling.cells_per_tile
         cells = words.new_zeros(len(tiles), max(tiles) * side, words.shape[-1])
@@ -175,3 +214,15 @@ class WordFeatures:
         cells[:, : covered.shape[1]].index_add_(0, batch["word_image_index"], covered[..., None] * words[:, None])
         of_picture = [row[: count * side] for row, count in zip(cells, tiles, strict=True)]
         return torch.cat(of_picture).unflatten(0, (-1, side))[None]
+
+
+def hand_over(model: OspreyTPForConditionalGeneration) -> None:
+    """Let the norms that end a new projector and region encoder begin with what told their tokens from words."""
+    embedding = model.get_input_embeddings().weight
+    parts = {
+        model.config.image_token_id: model.model.projector,
+        model.config.region_token_id: model.model.region_encoder,
+    }
+    with torch.no_grad():
+        for placeholder, part in parts.items():
+            part.output_norm.bias.copy_(embedding[placeholder])
