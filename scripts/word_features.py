@@ -174,7 +174,7 @@ class WordFeatures:
 
     def __init__(self, model: OspreyTPForConditionalGeneration) -> None:
         config = model.config
-        embedding, scale = model.get_input_embeddings(), config.output_norm_scale or 1.0
+        embedding, scale = _embedding(model), config.output_norm_scale or 1.0
         self.model = model
         self.norms = [NoisyNorm(embedding, token, scale) for token in (config.image_token_id, config.region_token_id)]
         with torch.no_grad():
@@ -218,7 +218,7 @@ class WordFeatures:
 
 def hand_over(model: OspreyTPForConditionalGeneration) -> None:
     """Let the norms that end a new projector and region encoder begin with what told their tokens from words."""
-    embedding = model.get_input_embeddings().weight
+    embedding = _embedding(model).weight
     parts = {
         model.config.image_token_id: model.model.projector,
         model.config.region_token_id: model.model.region_encoder,
@@ -226,3 +226,9 @@ def hand_over(model: OspreyTPForConditionalGeneration) -> None:
     with torch.no_grad():
         for placeholder, part in parts.items():
             part.output_norm.bias.copy_(embedding[placeholder])
+
+
+def _embedding(model: OspreyTPForConditionalGeneration) -> nn.Embedding:
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    return embedding

@@ -100,7 +100,7 @@ def test_a_name_follows_its_region_token(data: Path) -> None:
     language_model = pretraining.make_language_model(len(tokenizer))
     config = pretraining.join(TinyTowerModel(TinyTowerConfig()), language_model, token_ids).config
     batch = name_batch(["red ring", "star"], OspreyTPProcessor.from_config(config, tokenizer))
-    assert [tokenizer.decode(row) for row in batch["input_ids"]][0].replace(" ", "") == "<s><mask>redring</s>"
+    assert tokenizer.decode(batch["input_ids"][0]).replace(" ", "") == "<s><mask>redring</s>"
     taught = [row[row != -100] for row in batch["labels"]]
     assert [tokenizer.decode(row).replace(" ", "") for row in taught] == ["redring</s>", "star</s>"]
     assert batch["attention_mask"].tolist()[0] == [1] * batch["input_ids"].shape[1]
