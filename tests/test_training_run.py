@@ -1,6 +1,9 @@
 """The train command from prepared records to a model folder: what it writes, resumes and refuses."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +165,16 @@ def test_a_template_without_marks_teaches_nothing(
     assert train.main([*settings(tmp_path / "unmarked", records, tmp_path / "out")]) == 1
     assert "no answer to learn from" in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_launchers_run_the_published_configuration_of_their_stage(number: int) -> None:
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        ["bash", str(root / "scripts" / f"stage{number}.sh"), "batch_sise=4"],
+        env={**os.environ, "PYTHON": sys.executable, "PROCESSES": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: unknown setting 'batch_sise'; the nearest known one is 'batch_size'\n"
