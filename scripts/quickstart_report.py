@@ -189,8 +189,12 @@ def headline(summary: Mapping[str, Any]) -> KeyFigures:
     attributes = {label_of(name) for name in ("texture", "colour", "shape", "all_attributes")}
     figures = [figure for figure in key_figures(summary["classification"]).figures if figure.label in attributes]
     truth = summary["expressions"]["truth"]
-    relation = KeyFigure("Relation true", percent(truth["placed"]), f"chance {percent(truth['placed_by_chance'])}")
-    return KeyFigures([*figures, relation])
+    if truth["placing"]:
+        chance = f"chance {percent(truth['placed_by_chance'])}"
+        figures.append(KeyFigure("Relation true", percent(truth["placed"]), chance))
+    else:
+        figures.append(KeyFigure("Expression true", percent(truth["true"]), "no answer says a relation"))
+    return KeyFigures(figures)
 
 
 def combination_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
