@@ -121,7 +121,7 @@ def _pretrain_tower(plan: Plan) -> Step:
 
 def _warm_up(plan: Plan) -> Step:
     names, *texts = (plan.records("train", kind) for kind in KINDS)
-    few_steps = ("--hidden-steps", "2", "--shown-steps", "2") if plan.trial else ()
+    few_steps = ("--name-steps", "2", "--hidden-steps", "2", "--shown-steps", "2") if plan.trial else ()
     return Step(
         "start",
         "Teach the tiny language model to read, and join it to the tower",
