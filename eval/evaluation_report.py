@@ -217,7 +217,8 @@ def gallery_item(question: RegionQuestion, prediction: Prediction, value: float,
     mask = to_mask(question.segmentation, question.height, question.width)
     size = f"{100 * question.area_share:.2g}% of the picture"
     if prediction.region_cells is not None:
-        size = f"{prediction.region_cells:.3g} cells, {size}"
+        cells = prediction.region_cells
+        size = f"{cells:,.0f} cells, {size}" if cells >= 100 else f"{cells:.3g} cells, {size}"
     return GalleryItem(
         picture=gallery_picture(load_image(question.image_path), [mask]),
         lines=[
