@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "manifest.json"
 REJECTIONS_NAME = "rejections.jsonl"
-FOLDER_FORMAT = "osprey_tp region records 1"
+FOLDER_FORMAT = "osprey_tp region records 2"
+
+Purpose = Literal["training", "evaluation"]
+"""What a folder of records is for: one for evaluation may hold questions without answers, and nobody trains on it."""
 
 REGION_REFERENCE = re.compile(r"<region(\d+)>")
 """How the texts of turns refer to regions: `<region1>` is the first region of the record."""
@@ -38,12 +41,14 @@ class Region:
     """Part of a picture: its mask, the name of what it shows ("" if unknown), and its box.
 
     `segmentation` is COCO's compressed RLE `{"size": [height, width], "counts": str}` in source pixels; `box` is
-    (x0, y0, x1, y1) in source pixels, the far ends exclusive, or None.
+    (x0, y0, x1, y1) in source pixels, the far ends exclusive, or None. `id` is that of the annotation in the source,
+    "" where it has none.
     """
 
     segmentation: dict[str, Any]
     name: str = ""
     box: tuple[float, float, float, float] | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,11 @@ class Turn:
 class RegionRecord:
     """A picture, regions in it, and what was said about them.
 
-    `image` is a path relative to the folder of pictures; `height` and `width` are the picture's size in pixels. Turns
-    alternate between user and assistant. Without turns, the source's own question is asked about every region, and the
-    region's name is the answer.
+    `image` is a path relative to the folder of pictures; `height` and `width` are the picture's size in pixels. A
+    record of text alone has the image "" and no size. Turns alternate between user and assistant. Without turns, the
+    source's own question is asked about every region, and the region's name is the answer. A record that only
+    evaluation can use may end with a question. `metadata` is whatever else the source says that somebody needs later,
+    in values that JSON can hold.
     """
 
     id: str
@@ -74,6 +81,12 @@ class RegionRecord:
     width: int
     regions: tuple[Region, ...] = ()
     turns: tuple[Turn, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is a picture; a record without one is text alone."""
+        return self.image != ""
 
 
 @dataclass(frozen=True)
@@ -98,11 +111,13 @@ class Problem:
     detail: str = ""
 
 
-def record_problems(record: RegionRecord) -> list[Problem]:
-    """Everything that would break training on this record and can be told without its picture or its masks."""
+def record_problems(record: RegionRecord, purpose: Purpose = "training") -> list[Problem]:
+    """Everything that would break `purpose` on this record and can be told without its picture or its masks."""
     problems = []
-    if record.height < 1 or record.width < 1:
+    if record.has_image and (record.height < 1 or record.width < 1):
         problems.append(Problem("picture without area", f"height {record.height}, width {record.width}"))
+    if not record.has_image and record.regions:
+        problems.append(Problem("regions without a picture", f"{len(record.regions)} regions"))
     for number, region in enumerate(record.regions, start=1):
         if list(region.segmentation["size"]) != [record.height, record.width]:
             found = f"region{number} is {region.segmentation['size']}, the record [{record.height}, {record.width}]"
@@ -111,7 +126,7 @@ def record_problems(record: RegionRecord) -> list[Problem]:
             problems.append(Problem("region without a name or an answer", f"region{number}"))
     if not record.regions and not record.turns:
         problems.append(Problem("nothing to learn: neither regions nor turns"))
-    return problems + _text_problems(record) + _order_problems(record)
+    return problems + _text_problems(record) + _order_problems(record, purpose)
 
 
 def _text_problems(record: RegionRecord) -> list[Problem]:
@@ -131,8 +146,10 @@ def _text_problems(record: RegionRecord) -> list[Problem]:
     return problems
 
 
-def _order_problems(record: RegionRecord) -> list[Problem]:
+def _order_problems(record: RegionRecord, purpose: Purpose) -> list[Problem]:
     roles = [turn.role for turn in record.turns]
+    if purpose == "evaluation" and roles[-1:] == ["user"]:
+        roles = roles[:-1]
     if roles != ["user", "assistant"] * (len(roles) // 2):
         return [Problem("turns do not alternate between user and assistant", " ".join(roles))]
     return []
@@ -165,8 +182,9 @@ def arrow_features() -> Features:
             "image": text,
             "height": Value("int32"),
             "width": Value("int32"),
-            "regions": List({"counts": text, "name": text, "box": List(Value("float64"))}),
+            "regions": List({"counts": text, "name": text, "box": List(Value("float64")), "id": text}),
             "turns": List({"role": text, "text": text}),
+            "metadata": text,
         }
     )
 
@@ -184,10 +202,12 @@ def record_to_row(record: RegionRecord) -> dict[str, Any]:
                 "counts": region.segmentation["counts"],
                 "name": region.name,
                 "box": None if region.box is None else list(region.box),
+                "id": region.id,
             }
             for region in record.regions
         ],
         "turns": [{"role": turn.role, "text": turn.text} for turn in record.turns],
+        "metadata": json.dumps(record.metadata, ensure_ascii=False) if record.metadata else "",
     }
 
 
@@ -199,11 +219,13 @@ def record_from_row(row: dict[str, Any]) -> RegionRecord:
             {"size": size, "counts": region["counts"]},
             region["name"],
             None if region["box"] is None else tuple(region["box"]),
+            region["id"],
         )
         for region in row["regions"]
     )
     turns = tuple(Turn(turn["role"], turn["text"]) for turn in row["turns"])
-    return RegionRecord(row["id"], row["source"], row["image"], row["height"], row["width"], regions, turns)
+    metadata = json.loads(row["metadata"]) if row["metadata"] else {}
+    return RegionRecord(row["id"], row["source"], row["image"], row["height"], row["width"], regions, turns, metadata)
 
 
 class RecordFolder:
@@ -261,6 +283,11 @@ class RecordFolder:
 
     def __iter__(self) -> Iterator[RegionRecord]:
         return map(record_from_row, iter(self._table))
+
+    @property
+    def purpose(self) -> Purpose:
+        """What the folder is for."""
+        return "evaluation" if self.manifest.get("purpose") == "evaluation" else "training"
 
     def image_path(self, record: RegionRecord) -> Path:
         """Where the record's picture is.

@@ -79,7 +79,7 @@ class CocoReader(CocoLikeReader):
         name = self._name(annotation)
         rle, left_out = read_segmentation(annotation.get("segmentation"), picture.height, picture.width)
         x, y, width, height = (float(value) for value in mask_utils.toBbox(rle))
-        return Region(rle, name, (x, y, x + width, y + height)), left_out
+        return Region(rle, name, (x, y, x + width, y + height), str(annotation["id"])), left_out
 
     def _name(self, annotation: Mapping[str, Any]) -> str:
         """The name of the region; may raise `Unusable`."""
