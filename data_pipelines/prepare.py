@@ -233,8 +233,8 @@ class _Job:
                     return self._taken(chunks, todo, in_order)
                 except BrokenProcessPool:
                     raise OSError(
-                        f"a reading process ended before its time, perhaps for lack of memory; what is finished is kept: "
-                        f"run the same command again, with fewer than {self.processes} processes"
+                        "a reading process ended before its time, perhaps for lack of memory; what is finished is "
+                        f"kept: run the same command again, with fewer than {self.processes} processes"
                     ) from None
                 finally:
                     pool.shutdown(wait=True, cancel_futures=True)
