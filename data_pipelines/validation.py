@@ -1,94 +1,311 @@
-"""What in a folder of records would break training, found before it does."""
+"""What in a folder of records would break training, found before it does.
+
+```
+shards ─► checksums
+records ─► worker processes: problems, statistics, lengths ─► Catalogue on disk: ids, pictures, texts
+pictures, each once ─► worker processes: found, decoded, of which size ─► compared with the records
+```
+
+The report is the same for every number of processes, and memory does not grow with the number of records.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
-from data_pipelines.records import Problem, RecordFolder, RegionRecord, record_problems
-from data_pipelines.tally import Tally, count
+from data_pipelines.catalogue import Catalogue, Entry
+from data_pipelines.checks import (
+    NOT_RENDERED,
+    REPEATED_ID,
+    TOO_LONG,
+    UNLABELLED,
+    picture_size,
+    problems_of,
+    read_row,
+    unmentioned_regions,
+)
+from data_pipelines.lengths import FIRST_WORDING, TokenCounts, Wording, load_processor, longest_sample, sample_length
+from data_pipelines.records import Problem, Purpose, RecordFolder, RegionRecord
+from data_pipelines.statistics import (
+    RecordStatistics,
+    answers_of,
+    is_own_question,
+    length_summary,
+    questions_of,
+    region_summary,
+    text_summary,
+)
+from data_pipelines.tally import Tally, count, merge
+from data_pipelines.workers import map_in_order
 from data_pipelines.writing import sha256_of
-from osprey_tp.images import load_image
-from osprey_tp.masks import to_mask
+
+RECORDS_PER_TASK = 500
+PICTURES_PER_TASK = 64
+MOST_FREQUENT = 10
+DOMINANT_SHARE = 0.5
+FEWEST_ANSWERS = 20
+"""One answer that is more than `DOMINANT_SHARE` of at least so many is warned about."""
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """How samples are measured.
+
+    Attributes:
+        model: Folder of the model whose processor renders the samples.
+        limit: Most tokens of a sample.
+        template: Name of a chat template in place of the model's own.
+        wording: How records are worded.
+    """
+
+    model: Path
+    limit: int
+    template: str | None = None
+    wording: Wording = FIRST_WORDING
+
+    @classmethod
+    def of_model(
+        cls,
+        model: Path,
+        *,
+        limit: int | None = None,
+        template: str | None = None,
+        wording: Wording = FIRST_WORDING,
+    ) -> TokenBudget:
+        """The budget of a model folder: what the model takes, or `limit`.
+
+        Raises:
+            FileNotFoundError: if the folder holds no model.
+            ValueError: if the template is unknown or the limit is not positive.
+        """
+        load_processor(model, template)
+        if limit is not None and limit < 1:
+            raise ValueError(f"the limit is {limit} tokens; it must be at least 1")
+        return cls(model, longest_sample(model) if limit is None else limit, template, wording)
+
+    def measure(self, record: RegionRecord, purpose: Purpose) -> TokenCounts | Problem:
+        """How long the record's sample is, or why it cannot be used for `purpose`."""
+        try:
+            counts = sample_length(record, load_processor(self.model, self.template), self.wording)
+        except ValueError as error:
+            return Problem(NOT_RENDERED, " ".join(str(error).split()))
+        if purpose == "training" and not counts.answers:
+            return Problem(UNLABELLED, f"{counts.total} tokens")
+        return counts
+
+    def excess(self, counts: TokenCounts) -> Problem | None:
+        """The problem that a sample is too long."""
+        if counts.total <= self.limit:
+            return None
+        parts = f"{counts.visual} visual, {counts.regions} regions, {counts.text} text"
+        return Problem(TOO_LONG, f"{counts.total} tokens ({parts}), the limit is {self.limit}")
+
+
+@dataclass
+class Findings:
+    """Problems or warnings by their reasons; `examples` holds the first detail of each."""
+
+    tally: Tally = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, record_id: str, problem: Problem) -> None:
+        """Count one more case."""
+        count(self.tally, problem.reason, record_id)
+        self.examples.setdefault(problem.reason, problem.detail)
+
+    def merge(self, other: Findings) -> None:
+        """Add what was found later."""
+        merge(self.tally, other.tally)
+        self.examples = {**other.examples, **self.examples}
 
 
 @dataclass
 class ValidationReport:
-    """What was looked at, and what is wrong by its reason."""
+    """What was looked at, what is wrong, and what the records are like.
+
+    Attributes:
+        records, regions, pictures: How many; pictures once each.
+        purpose: What the folder is for.
+        found: What would break it.
+        noticed: What would not, but somebody should know.
+        language: Figures of questions and answers.
+        regions_summary: Figures of regions.
+        lengths: Figures of lengths in tokens; None without a model.
+    """
 
     records: int = 0
-    pictures: int = 0
     regions: int = 0
-    problems: Tally = field(default_factory=dict)
+    pictures: int = 0
+    purpose: Purpose = "training"
+    found: Findings = field(default_factory=Findings)
+    noticed: Findings = field(default_factory=Findings)
+    language: dict[str, Any] = field(default_factory=dict)
+    regions_summary: dict[str, Any] = field(default_factory=dict)
+    lengths: dict[str, Any] | None = None
+
+    @property
+    def problems(self) -> Tally:
+        """What would break the folder's purpose, by its reason."""
+        return self.found.tally
+
+    @property
+    def warnings(self) -> Tally:
+        """What would not, by its reason."""
+        return self.noticed.tally
 
 
-def validate(folder: RecordFolder, *, progress: bool = True) -> ValidationReport:
-    """Read every record, decode every mask, open every picture once, and compare checksums."""
-    from tqdm import tqdm
+def validate(
+    folder: RecordFolder,
+    *,
+    budget: TokenBudget | None = None,
+    processes: int = 1,
+    progress: bool = True,
+    catalogue: Catalogue | None = None,
+) -> ValidationReport:
+    """Read every record, check every mask, open every picture once, and compare checksums.
 
-    report = ValidationReport()
-    for shard in folder.manifest["shards"]:
-        if sha256_of(folder.path / shard["name"]) != shard["sha256"]:
-            count(report.problems, "shard differs from its checksum", shard["name"])
-    checker = _Checker(folder)
-    with tqdm(folder, total=len(folder), desc="validating", unit="record", disable=not progress) as bar:
-        for record in bar:
-            report.records += 1
-            report.regions += len(record.regions)
-            for problem in checker.problems_of(record):
-                count(report.problems, problem.reason, record.id)
-    report.pictures = checker.pictures
+    Args:
+        folder: The records.
+        budget: Measures every sample.
+        processes: How many processes read; the report does not depend on it.
+        progress: Show progress bars on stderr.
+        catalogue: Filled with what was found, for use afterwards.
+    """
+    with ExitStack() as stack:
+        catalogue = catalogue or stack.enter_context(Catalogue())
+        report = ValidationReport(records=len(folder), purpose=folder.purpose)
+        _check_shards(folder, report.found)
+        statistics = _check_records(folder, budget, processes, progress, catalogue, report)
+        _check_pictures(folder, processes, progress, catalogue)
+        for verdict in catalogue.verdicts():
+            if verdict.repeats:
+                report.found.add(verdict.id, Problem(REPEATED_ID, f"row {verdict.place}"))
+            if verdict.picture is not None:
+                report.found.add(verdict.id, verdict.picture)
+        _summarise(report, statistics, catalogue, budget)
     return report
 
 
-class _Checker:
-    """Looks at records one by one; remembers the ids and the pictures that it has seen."""
-
-    def __init__(self, folder: RecordFolder) -> None:
-        self._folder = folder
-        self._ids: set[str] = set()
-        self._sizes: dict[str, tuple[int, int] | Problem] = {}
-
-    @property
-    def pictures(self) -> int:
-        return len(self._sizes)
-
-    def problems_of(self, record: RegionRecord) -> Iterator[Problem]:
-        if record.id in self._ids:
-            yield Problem("record id stands twice")
-        self._ids.add(record.id)
-        yield from record_problems(record)
-        yield from _mask_problems(record)
-        if record.image not in self._sizes:
-            self._sizes[record.image] = self._open(record)
-        found = self._sizes[record.image]
-        if isinstance(found, Problem):
-            yield found
-        elif found != (record.height, record.width):
-            detail = f"picture {found[0]} x {found[1]}, record {record.height} x {record.width} (height x width)"
-            yield Problem("picture of another size than the record", detail)
-
-    def _open(self, record: RegionRecord) -> tuple[int, int] | Problem:
-        """(height, width) of the record's picture, or why it cannot be used."""
-        try:
-            path = self._folder.image_path(record)
-        except ValueError as error:
-            return Problem("image path leaves the image folder", str(error))
-        if not path.is_file():
-            return Problem("picture not found", record.image)
-        try:
-            image = load_image(path)
-        except (OSError, ValueError) as error:
-            return Problem("unreadable picture", str(error))
-        return image.height, image.width
+def _check_shards(folder: RecordFolder, found: Findings) -> None:
+    for shard in folder.manifest["shards"]:
+        digest = sha256_of(folder.path / shard["name"])
+        if digest != shard["sha256"]:
+            detail = f"{shard['name']} has {digest[:12]}..., the manifest says {shard['sha256'][:12]}..."
+            found.add(shard["name"], Problem("shard differs from its checksum", detail))
 
 
-def _mask_problems(record: RegionRecord) -> Iterator[Problem]:
-    for number, region in enumerate(record.regions, start=1):
-        try:
-            mask = to_mask(region.segmentation, record.height, record.width, allow_empty=True)
-        except ValueError as error:
-            yield Problem("malformed mask", f"region{number}: {error}")
+@dataclass
+class _Part:
+    """What some of the records are like."""
+
+    entries: list[Entry]
+    statistics: RecordStatistics
+    found: Findings
+    noticed: Findings
+    texts: dict[str, Counter[str]]
+
+
+def _check_records(
+    folder: RecordFolder,
+    budget: TokenBudget | None,
+    processes: int,
+    progress: bool,
+    catalogue: Catalogue,
+    report: ValidationReport,
+) -> RecordStatistics:
+    from tqdm import tqdm
+
+    statistics = RecordStatistics()
+    tasks = [
+        range(first, min(first + RECORDS_PER_TASK, len(folder))) for first in range(0, len(folder), RECORDS_PER_TASK)
+    ]
+    parts = map_in_order(partial(_check_part, folder, budget), tasks, min(processes, max(1, len(tasks))))
+    with tqdm(total=len(folder), desc="records", unit="record", disable=not progress) as bar:
+        for part, task in zip(parts, tasks, strict=True):
+            catalogue.add(part.entries, part.texts)
+            statistics.add(part.statistics)
+            report.found.merge(part.found)
+            report.noticed.merge(part.noticed)
+            bar.update(len(task))
+    catalogue.finish_records()
+    return statistics
+
+
+def _check_part(folder: RecordFolder, budget: TokenBudget | None, places: Sequence[int]) -> _Part:
+    part = _Part([], RecordStatistics(), Findings(), Findings(), {"question": Counter(), "answer": Counter()})
+    for place in places:
+        record = read_row(folder, place)
+        if isinstance(record, Problem):
+            name = f"row {place}"
+            part.found.add(name, record)
+            part.entries.append(Entry(place, name, "", 0, 0, 0, True))
             continue
-        if not mask.any():
-            yield Problem("empty region", f"region{number}")
+        problems = problems_of(record, folder.purpose)
+        part.statistics.see(record)
+        part.texts["question"].update(text for text in questions_of(record) if not is_own_question(text))
+        part.texts["answer"].update(answers_of(record))
+        if budget is not None and not problems:
+            problems = _measured(record, folder.purpose, budget, part.statistics)
+        for problem in problems:
+            part.found.add(record.id, problem)
+        for number in unmentioned_regions(record):
+            part.noticed.add(record.id, Problem("region never mentioned", f"region{number}"))
+        size = (record.height, record.width, len(record.regions))
+        part.entries.append(Entry(place, record.id, record.image, *size, bool(problems)))
+    return part
+
+
+def _measured(
+    record: RegionRecord, purpose: Purpose, budget: TokenBudget, statistics: RecordStatistics
+) -> list[Problem]:
+    counts = budget.measure(record, purpose)
+    if isinstance(counts, Problem):
+        return [counts]
+    statistics.see_length(record, counts)
+    excess = budget.excess(counts)
+    return [] if excess is None else [excess]
+
+
+def _check_pictures(folder: RecordFolder, processes: int, progress: bool, catalogue: Catalogue) -> None:
+    from tqdm import tqdm
+
+    images = catalogue.images()
+    tasks = iter(lambda: list(islice(images, PICTURES_PER_TASK)), [])
+    total = catalogue.picture_count()
+    opened = map_in_order(
+        partial(_open_pictures, folder.image_root), tasks, min(processes, -(-total // PICTURES_PER_TASK) or 1)
+    )
+    with tqdm(total=total, desc="pictures", unit="picture", disable=not progress) as bar:
+        for sizes in opened:
+            catalogue.add_pictures(sizes)
+            bar.update(len(sizes))
+
+
+def _open_pictures(root: Path, images: Sequence[str]) -> list[tuple[str, tuple[int, int] | Problem]]:
+    return [(image, picture_size(root, image)) for image in images]
+
+
+def _summarise(
+    report: ValidationReport, statistics: RecordStatistics, catalogue: Catalogue, budget: TokenBudget | None
+) -> None:
+    report.regions = statistics.regions
+    report.pictures = catalogue.picture_count()
+    for kind, texts in (("question", statistics.questions), ("answer", statistics.answers)):
+        frequent = catalogue.frequent_texts(kind, MOST_FREQUENT)
+        report.language[f"{kind}s"] = text_summary(texts, catalogue.distinct_texts(kind), frequent)
+    report.language["own_questions"] = statistics.own_questions
+    report.language["text_only_records"] = statistics.text_only
+    report.regions_summary = region_summary(statistics, catalogue.regions_per_picture())
+    report.lengths = length_summary(statistics, budget.limit if budget is not None else None)
+    answers = report.language["answers"]
+    if answers["count"] >= FEWEST_ANSWERS and answers["most_frequent"][0]["share"] > DOMINANT_SHARE:
+        first = answers["most_frequent"][0]
+        detail = f"{first['count']} of {answers['count']} answers"
+        report.noticed.add(repr(first["text"]), Problem("one answer stands for most", detail))

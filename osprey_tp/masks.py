@@ -74,6 +74,15 @@ def to_rle(region: Region, height: int, width: int) -> dict[str, Any]:
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
+def rle_area(rle: Mapping[str, Any], height: int, width: int) -> int:
+    """Pixels inside a COCO run-length encoding, told from its runs without drawing the mask; 0 if it is empty.
+
+    Raises:
+        ValueError: If the encoding is malformed or does not fit the picture.
+    """
+    return int(_checked_runs(rle, height, width)[1::2].sum())
+
+
 def area_coverage(mask: np.ndarray, plan: TilePlan) -> np.ndarray:
     """Exact share of each cell's area inside the mask.
 
@@ -270,6 +279,13 @@ def _finite_numbers(values: Any, name: str) -> np.ndarray:
 
 
 def _rle_to_mask(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
+    runs = _checked_runs(rle, height, width)
+    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return coco_mask.decode(encoded).astype(bool)
+
+
+def _checked_runs(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
+    """Lengths of the runs, outside and inside by turns, that fill the picture."""
     size = _finite_numbers(rle.get("size", ()), 'the "size" of the run-length encoding').tolist()
     if size != [height, width]:
         shown = " x ".join(f"{side:g}" for side in size) or "an unknown number of"
@@ -284,8 +300,7 @@ def _rle_to_mask(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
             f"malformed run-length encoding: its runs add up to {total} pixels, "
             f"the picture has {height} x {width} = {height * width}"
         )
-    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-    return coco_mask.decode(encoded).astype(bool)
+    return runs
 
 
 def _listed_counts(counts: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from osprey_tp.masks import area_coverage, nearest_source_index, published_coverage, to_mask, to_rle
+from osprey_tp.masks import area_coverage, nearest_source_index, published_coverage, rle_area, to_mask, to_rle
 from osprey_tp.tiling import TilePlan, Tiling
 
 from .golden_recipe import golden_canvas_masks, load_json
@@ -341,3 +341,15 @@ class TestBadRegions:
     def test_a_picture_without_pixels_is_refused(self):
         with pytest.raises(ValueError, match="at least one pixel"):
             to_mask({"box": [0, 0, 1, 1]}, 0, 5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (40, 25)])
+def test_rle_area_is_that_of_the_drawn_mask(shape):
+    for seed in range(20):
+        mask = np.random.default_rng(seed).random(shape) < seed / 19
+        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        assert rle_area({"size": list(shape), "counts": rle["counts"].decode()}, *shape) == mask.sum()
+    with pytest.raises(ValueError, match="malformed"):
+        rle_area({"size": list(shape), "counts": "~~"}, *shape)
+    with pytest.raises(ValueError, match="add up to"):
+        rle_area({"size": list(shape), "counts": [shape[0] * shape[1], 1]}, *shape)

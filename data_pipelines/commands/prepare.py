@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_pipelines.commands.shared import Commands, say
+from data_pipelines.commands.shared import Commands, add_reading, say
 from data_pipelines.sources import SOURCES
 
 
@@ -29,20 +29,7 @@ def add_parser(commands: Commands) -> None:
         "--images", type=Path, required=True, metavar="DIR", help="the folder that its file names are relative to"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--split", metavar="NAME", help="the part of a source that holds several in one file")
-    parser.add_argument(
-        "--input",
-        dest="inputs",
-        type=_named_path,
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="a further file of the source, where it is not at its usual place",
-    )
-    parser.add_argument("--include-crowd", action="store_true", help="keep regions that stand for a crowd of things")
-    parser.add_argument(
-        "--segmenter", metavar="NAME[:CHECKPOINT]", help="make masks from boxes: grabcut, or sam:CHECKPOINT"
-    )
+    add_reading(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N records")
     parser.add_argument("--sample", type=int, metavar="N", help="take N records at random")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random choice (default 0)")
@@ -54,13 +41,6 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder of records that is there already")
     parser.set_defaults(run=_prepare)
-
-
-def _named_path(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not (name and equals and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
-    return name, Path(path)
 
 
 def _shard(text: str) -> tuple[int, int]:
