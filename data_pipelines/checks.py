@@ -1,4 +1,4 @@
-"""What can be wrong with one record or one picture, beside what `records.record_problems` tells from the record alone."""
+"""What can be wrong with one record or one picture, beside what `records.record_problems` tells of the record alone."""
 
 from __future__ import annotations
 
