@@ -6,7 +6,7 @@ alike and has one pixel a tile. The number of tokens depends on the grid of tile
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -92,7 +92,11 @@ def conversation_length(conversation: Sequence[dict[str, Any]], processor: Ospre
     Raises:
         ValueError: if the processor does not take the conversation.
     """
-    batch = render(conversation, processor)
+    return counts_of(render(conversation, processor), processor)
+
+
+def counts_of(batch: Mapping[str, Any], processor: OspreyTPProcessor) -> TokenCounts:
+    """Tokens of the one conversation that `render` made a batch of."""
     tokens = batch["input_ids"][0]
     return TokenCounts(
         total=len(tokens),

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import random
-import re
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipelines.conversations import conversation_of
-from data_pipelines.prompts import PromptStyle
+from data_pipelines.lengths import FIRST_WORDING, Wording
 from data_pipelines.records import RecordFolder, RegionRecord
-from osprey_tp.drawing import draw_regions, region_colour
+from data_pipelines.rendering import Message, Prompt, messages_of, prompt_of
+from osprey_tp.drawing import REGION_COLOURS, draw_regions
 from osprey_tp.images import load_image
 from osprey_tp.masks import to_mask
-from osprey_tp.prompts import REGION_TOKEN
+
+if TYPE_CHECKING:
+    from osprey_tp.processing import OspreyTPProcessor
 
 LONGEST_SIDE = 960
 """Of the embedded pictures, in pixels; larger ones are shrunk."""
@@ -26,49 +31,43 @@ LONGEST_SIDE = 960
 SHORTEST_SHOWN = 480
 """Pictures whose longer side is below are magnified by a whole factor, so that small regions can be seen."""
 
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #1c1c22 }
-article { display: grid; grid-template-columns: minmax(0, 3fr) minmax(18rem, 2fr); gap: 1.5rem;
-  border-top: 1px solid #ccc; padding: 1.5rem 0 }
-@media (max-width: 50rem) { article { grid-template-columns: minmax(0, 1fr) } }
-h2 { grid-column: 1 / -1; margin: 0; font-size: 1.1rem; overflow-wrap: anywhere }
-h2 small { font-weight: normal; color: #555 }
-img { max-width: 100%; height: auto; display: block }
-ul { list-style: none; padding: 0; margin: .75rem 0; display: flex; flex-wrap: wrap; gap: .25rem 1rem }
-.region { border: .15rem solid var(--colour); border-radius: .3rem; padding: 0 .3rem }
-.user, .assistant { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .6rem; padding: .4rem .7rem;
-  border-radius: .5rem; background: #eef1f6 }
-.assistant { margin-left: 2rem; background: #e4f3e7 }
-</style>
-<h1>{{ title }}</h1>
-<p>{{ subtitle }}</p>
-{% macro badge(number) -%}
-<span class="region" style="--colour: {{ colours[number] }}">{{ number }}</span>
-{%- endmacro %}
-{% for sample in samples %}
-<article>
-<h2>{{ sample.record.id }} <small>{{ sample.record.image }}, {{ sample.record.height }} × {{ sample.record.width }}
-(height × width), {{ sample.record.regions | length }} regions</small></h2>
-<div>
-<img src="data:image/jpeg;base64,{{ sample.picture }}" alt="{{ sample.record.image }} with its regions">
-<ul>{% for region in sample.record.regions %}
-<li>{{ badge(loop.index) }} {{ region.name or "(no name)" }}</li>{% endfor %}
-</ul>
-</div>
-<div>{% for message in sample.messages %}
-<p class="{{ message.role }}">{% for part in message.parts -%}
-{% if part is number %}{{ badge(part) }}{% else %}{{ part }}{% endif %}
-{%- endfor %}</p>{% endfor %}
-</div>
-</article>
-{% endfor %}
-</html>
-"""
+MOST_NAMED = 8
+"""Where there are more regions, their labels are numbers alone."""
+
+TEMPLATE = Path(__file__).parent / "templates" / "records.html.jinja"
+
+
+@dataclass(frozen=True)
+class Label:
+    """What stands at a region in the picture.
+
+    Attributes:
+        number: The region's, from 1.
+        name: What is written beside the number.
+        x, y: Place of its corner, in percent of the picture.
+        above: Whether it hangs above that place.
+        leftwards: Whether it ends at that place.
+    """
+
+    number: int
+    name: str
+    x: float
+    y: float
+    above: bool
+    leftwards: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the page shows of one record; either `prompt`, if there is a model, or `messages`."""
+
+    record: RegionRecord
+    picture: str
+    labels: Sequence[Label]
+    areas: Sequence[str]
+    prompt: Prompt | None
+    messages: Sequence[Message]
+    metadata: str
 
 
 def write_page(
@@ -77,13 +76,25 @@ def write_page(
     *,
     limit: int = 20,
     seed: int = 0,
-    prompt_style: PromptStyle = "clean",
+    wording: Wording = FIRST_WORDING,
+    processor: OspreyTPProcessor | None = None,
+    longest: int = 0,
     progress: bool = True,
 ) -> int:
-    """Write a page of `limit` random records, whole in one file, and return how many it shows.
+    """Write a page of random records, whole in one file, and return how many it shows.
+
+    Args:
+        folder: The records.
+        out: The file.
+        limit: How many records.
+        seed: Which records.
+        wording: How they are worded.
+        processor: Shows what the model of this processor sees, token by token.
+        longest: Most tokens that the model takes.
+        progress: Show a progress bar on stderr.
 
     Raises:
-        ValueError: naming the record, if its picture cannot be shown.
+        ValueError: naming the record, if it cannot be shown.
     """
     from jinja2 import Environment
     from tqdm import tqdm
@@ -93,39 +104,55 @@ def write_page(
         raise ValueError(f"the limit is {limit}; it must be at least 1")
     chosen = sorted(random.Random(seed).sample(range(len(folder)), min(limit, len(folder))))
     with tqdm(chosen, desc="drawing", unit="record", disable=not progress) as bar:
-        samples = [_sample(folder, folder[index], prompt_style) for index in bar]
-    most = max(len(sample["record"].regions) for sample in samples)
-    text = (
-        Environment(autoescape=True)
-        .from_string(PAGE)
-        .render(
-            title=f"Records of {folder.path.resolve().name}",
-            subtitle=f"{len(samples)} of {len(folder)} records of the source {folder.manifest['source']}, "
-            f"{prompt_style} wording. A number in a frame is the place of a region in the prompt.",
-            samples=samples,
-            colours={number: f"rgb{region_colour(number - 1)}" for number in range(1, most + 1)},
-        )
+        samples = [_sample(folder, folder[index], wording, processor) for index in bar]
+    template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = template.render(
+        title=f"Records of {folder.path.resolve().name}",
+        subtitle=f"{len(samples)} of {len(folder)} records of the source {folder.manifest['source']}, made for "
+        f"{folder.purpose}, {wording.prompt_style} wording",
+        samples=samples,
+        colours=[f"rgb{colour}" for colour in REGION_COLOURS],
+        limit=longest if processor is not None else 0,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.partial")
     aside.write_text(text, encoding="utf-8")
-    aside.rename(out)
+    aside.replace(out)
     return len(samples)
 
 
-def _sample(folder: RecordFolder, record: RegionRecord, prompt_style: PromptStyle) -> dict[str, Any]:
+def _sample(
+    folder: RecordFolder, record: RegionRecord, wording: Wording, processor: OspreyTPProcessor | None
+) -> Sample:
+    picture, masks = "", []
     try:
-        image = load_image(folder.image_path(record))
-        masks = [to_mask(region.segmentation, record.height, record.width) for region in record.regions]
-        factor = max(1, SHORTEST_SHOWN // max(image.size))
-        magnified = image.resize((image.width * factor, image.height * factor))
-        masks = [mask.repeat(factor, axis=0).repeat(factor, axis=1) for mask in masks]
-        numbers = [str(number) for number in range(1, len(masks) + 1)]
-        drawn = draw_regions(magnified, masks, numbers, opacity=0.2)
+        if record.has_image:
+            image = load_image(folder.image_path(record))
+            masks = [to_mask(region.segmentation, record.height, record.width) for region in record.regions]
+            picture = _embedded(_drawn(image, masks))
     except (OSError, ValueError) as error:
         raise ValueError(f"{error} (record {record.id}); see `validate`") from error
-    messages = conversation_of(record, None, prompt_style=prompt_style)
-    return {"record": record, "picture": _embedded(drawn), "messages": list(_shown(record, messages))}
+    named = len(masks) <= MOST_NAMED
+    return Sample(
+        record=record,
+        picture=picture,
+        labels=[
+            _label(number, region.name if named else "", mask)
+            for number, (region, mask) in enumerate(zip(record.regions, masks, strict=False), start=1)
+        ],
+        areas=[_area(mask) for mask in masks],
+        prompt=None if processor is None else prompt_of(record, processor, wording),
+        messages=messages_of(record, wording) if processor is None else (),
+        metadata=json.dumps(record.metadata, indent=1, ensure_ascii=False) if record.metadata else "",
+    )
+
+
+def _drawn(image: Image.Image, masks: Sequence[NDArray[np.bool_]]) -> Image.Image:
+    """The picture with the outlines of the regions; small ones magnified."""
+    factor = max(1, SHORTEST_SHOWN // max(image.size))
+    magnified = image.resize((image.width * factor, image.height * factor))
+    larger = [mask.repeat(factor, axis=0).repeat(factor, axis=1) for mask in masks]
+    return draw_regions(magnified, larger, [""] * len(larger), opacity=0.2)
 
 
 def _embedded(image: Image.Image) -> str:
@@ -135,14 +162,14 @@ def _embedded(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _shown(record: RegionRecord, messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Messages as parts: text, and the number of the region, from 1, for each `<mask>`."""
-    picture = messages[0]["content"][0]
-    number_of = {region.segmentation["counts"]: number for number, region in enumerate(record.regions, start=1)}
-    numbers = iter([number_of[mask["counts"]] for mask in picture["regions"]])
-    for message in messages:
-        content = message["content"]
-        text = content if isinstance(content, str) else "".join(item.get("text", "") for item in content)
-        pieces = re.split(f"({re.escape(REGION_TOKEN)})", text)
-        parts = [next(numbers) if piece == REGION_TOKEN else piece for piece in pieces]
-        yield {"role": message["role"], "parts": parts}
+def _label(number: int, name: str, mask: NDArray[np.bool_]) -> Label:
+    """A label at the top left of the region's box, or where the picture leaves room for it."""
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left, right = (100 * float(value) for value in (rows[0] / mask.shape[0], *cols[[0, -1]] / mask.shape[1]))
+    leftwards = left > 60
+    return Label(number, name, right if leftwards else left, top, above=top > 8, leftwards=leftwards)
+
+
+def _area(mask: NDArray[np.bool_]) -> str:
+    share = 100 * float(mask.mean())
+    return f"{share:.1f}%" if share >= 0.1 else f"{int(mask.sum())} pixels"

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from data_pipelines.lengths import Wording
+    from data_pipelines.prompts import PromptStyle
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -25,6 +29,14 @@ def add_model(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--max-regions", type=int, metavar="N", help="most regions in one sample")
     parser.add_argument("--published-prompts", action="store_true", help="the published wording of the questions")
+
+
+def wording_of(options: argparse.Namespace) -> Wording:
+    """What `add_model` says of the wording."""
+    from data_pipelines.lengths import Wording
+
+    style: PromptStyle = "published" if options.published_prompts else "clean"
+    return Wording(style, max_regions=options.max_regions)
 
 
 def add_reading(parser: argparse._ActionsContainer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_pipelines.commands.shared import Commands, add_image_root, say
+from data_pipelines.commands.shared import Commands, add_image_root, add_model, say, wording_of
 
 
 def add_parser(commands: Commands) -> None:
@@ -14,18 +14,19 @@ def add_parser(commands: Commands) -> None:
         "show",
         help="write an HTML page of some records",
         description="Write an HTML page, whole in one file, of random records: the picture with its regions outlined "
-        "and named, and the conversation as the model will see it.",
+        "and named, and the conversation; with --model, every token as the model will see it.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of records")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the page to write")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="how many records (default 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="which records (default 0)")
-    parser.add_argument("--published-prompts", action="store_true", help="the published wording of the questions")
     add_image_root(parser)
+    add_model(parser)
     parser.set_defaults(run=_show)
 
 
 def _show(options: argparse.Namespace) -> int:
+    from data_pipelines.lengths import load_processor, longest_sample
     from data_pipelines.records import RecordFolder
     from data_pipelines.show import write_page
 
@@ -35,7 +36,9 @@ def _show(options: argparse.Namespace) -> int:
         options.out,
         limit=options.limit,
         seed=options.seed,
-        prompt_style="published" if options.published_prompts else "clean",
+        wording=wording_of(options),
+        processor=None if options.model is None else load_processor(options.model, options.template),
+        longest=0 if options.model is None else longest_sample(options.model),
     )
     say(f"wrote {options.out}: {shown} of {len(folder)} records")
     return 0

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipelines.commands.shared import Commands, add_model, add_reading, say
+from data_pipelines.commands.shared import Commands, add_model, add_reading, say, wording_of
 from data_pipelines.sources import SOURCES
 
 if TYPE_CHECKING:
@@ -97,15 +97,15 @@ def _validate_file(options: argparse.Namespace) -> int:
 
 
 def _budget(options: argparse.Namespace) -> TokenBudget | None:
-    from data_pipelines.lengths import Wording
     from data_pipelines.validation import TokenBudget
 
     if options.model is None:
         if options.max_tokens is not None:
             raise ValueError("tokens are counted by a model's processor: name it with --model DIR")
         return None
-    wording = Wording("published" if options.published_prompts else "clean", max_regions=options.max_regions)
-    return TokenBudget.of_model(options.model, limit=options.max_tokens, template=options.template, wording=wording)
+    return TokenBudget.of_model(
+        options.model, limit=options.max_tokens, template=options.template, wording=wording_of(options)
+    )
 
 
 def _report(options: argparse.Namespace, report: ValidationReport, left_out: Tally | None = None) -> int:
