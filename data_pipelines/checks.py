@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from data_pipelines.conversations import conversation_of
 from data_pipelines.records import (
     REGION_REFERENCE,
     Problem,
@@ -13,6 +16,7 @@ from data_pipelines.records import (
     RecordFolder,
     Region,
     RegionRecord,
+    Turn,
     confined_path,
     record_problems,
 )
@@ -22,9 +26,13 @@ from osprey_tp.masks import rle_area
 NO_RECORD = "row that is no record"
 REPEATED_ID = "record id stands twice"
 OTHER_SIZE = "picture of another size than the record"
+NO_CONVERSATION = "record that makes no conversation"
 TOO_LONG = "sample longer than the model takes"
 UNLABELLED = "sample without an answer to learn from"
 NOT_RENDERED = "sample that the model's processor does not take"
+
+SPOKEN_METADATA = ("rationale",)
+"""Metadata that prompts make answers of; it refers to regions as turns do."""
 
 _BOX_MARGIN = 1.0
 """Source pixels by which the box of an annotation tool may leave the picture."""
@@ -51,7 +59,23 @@ def problems_of(record: RegionRecord, purpose: Purpose) -> list[Problem]:
         for problem in (mask_problem(region, record), box_problem(region, record)):
             if problem is not None:
                 problems.append(Problem(problem.reason, f"region{number}: {problem.detail}"))
+    for name in SPOKEN_METADATA:
+        problem = spoken_problem(record.metadata.get(name, ""), record)
+        if problem is not None:
+            problems.append(Problem(problem.reason, f"{name}: {problem.detail}"))
     return problems
+
+
+def spoken_problem(text: Any, record: RegionRecord) -> Problem | None:
+    """Why a text of the metadata cannot be an answer about the record's regions."""
+    if not text:
+        return None
+    if not isinstance(text, str):
+        return Problem("metadata that is no text", repr(text)[:80])
+    sound = Region({"size": [record.height, record.width], "counts": ""}, "sound")
+    spoken = (Turn("user", "Why?"), Turn("assistant", text))
+    probe = replace(record, regions=(sound,) * len(record.regions), turns=spoken)
+    return next(iter(record_problems(probe, "training")), None)
 
 
 def mask_problem(region: Region, record: RegionRecord) -> Problem | None:
@@ -78,12 +102,31 @@ def box_problem(region: Region, record: RegionRecord) -> Problem | None:
     return None
 
 
-def unmentioned_regions(record: RegionRecord) -> list[int]:
-    """Numbers of the regions that no turn of a dialogue speaks of; they are never seen."""
+def regions_in_conversation(record: RegionRecord) -> set[int] | Problem:
+    """Numbers of the regions that the record's conversation holds, or why it makes none."""
+    try:
+        conversation = conversation_of(record, None)
+    except ValueError as error:
+        return Problem(NO_CONVERSATION, " ".join(str(error).split()))
+    return set(region_numbers(record, conversation))
+
+
+def region_numbers(record: RegionRecord, conversation: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Number of the region, from 1, that each `<mask>` of a record's conversation stands for."""
+    numbers = {id(region.segmentation): number for number, region in enumerate(record.regions, start=1)}
+    content = conversation[0]["content"]
+    masks = [] if isinstance(content, str) else content[0]["regions"]
+    return [numbers[id(mask)] for mask in masks]
+
+
+def unmentioned_regions(record: RegionRecord, in_conversation: Collection[int]) -> list[int]:
+    """Numbers of the regions that no turn of a dialogue speaks of and no prompt introduces; they are never seen."""
     if not record.turns:
         return []
-    mentioned = {int(number) for turn in record.turns for number in REGION_REFERENCE.findall(turn.text)}
-    return [number for number in range(1, len(record.regions) + 1) if number not in mentioned]
+    texts = [*(turn.text for turn in record.turns), *(str(record.metadata.get(name)) for name in SPOKEN_METADATA)]
+    mentioned = {int(number) for text in texts for number in REGION_REFERENCE.findall(text)}
+    numbers = range(1, len(record.regions) + 1)
+    return [number for number in numbers if number not in mentioned and number not in in_conversation]
 
 
 def picture_size(root: Path, image: str) -> tuple[int, int] | Problem:

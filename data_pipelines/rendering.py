@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from data_pipelines.checks import region_numbers
 from data_pipelines.lengths import TokenCounts, Wording, counts_of, render
 from data_pipelines.records import RegionRecord
 from osprey_tp.prompts import REGION_TOKEN
@@ -70,7 +71,7 @@ def messages_of(record: RegionRecord, wording: Wording) -> list[Message]:
         ValueError: naming the record, if it makes no conversation.
     """
     conversation = wording.conversation(record, None)
-    regions = _region_numbers(record, conversation)
+    regions = iter(region_numbers(record, conversation))
     messages = []
     for message in conversation:
         content = message["content"]
@@ -98,16 +99,8 @@ def prompt_of(record: RegionRecord, processor: OspreyTPProcessor, wording: Wordi
         raise ValueError(f"{error} (record {record.id})") from error
     tokens = batch["input_ids"][0].tolist()
     learned = (batch["labels"][0] >= 0).tolist() if "labels" in batch else [False] * len(tokens)
-    pieces = tuple(_pieces(tokens, learned, processor, _region_numbers(record, conversation)))
+    pieces = tuple(_pieces(tokens, learned, processor, iter(region_numbers(record, conversation))))
     return Prompt(pieces, counts_of(batch, processor), plan, conversation[-1]["role"] != "assistant")
-
-
-def _region_numbers(record: RegionRecord, conversation: Sequence[dict[str, Any]]) -> Iterator[int]:
-    """Number of the region, from 1, that each `<mask>` stands for."""
-    numbers = {id(region.segmentation): number for number, region in enumerate(record.regions, start=1)}
-    content = conversation[0]["content"]
-    masks = [] if isinstance(content, str) else content[0]["regions"]
-    return iter([numbers[id(mask)] for mask in masks])
 
 
 def _pieces(

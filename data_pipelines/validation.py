@@ -29,6 +29,7 @@ from data_pipelines.checks import (
     picture_size,
     problems_of,
     read_row,
+    regions_in_conversation,
     unmentioned_regions,
 )
 from data_pipelines.lengths import FIRST_WORDING, TokenCounts, Wording, load_processor, longest_sample, sample_length
@@ -251,24 +252,30 @@ def _check_part(folder: RecordFolder, budget: TokenBudget | None, places: Sequen
         part.statistics.see(record)
         part.texts["question"].update(text for text in questions_of(record) if not is_own_question(text))
         part.texts["answer"].update(answers_of(record))
-        if budget is not None and not problems:
-            problems = _measured(record, folder.purpose, budget, part.statistics)
+        if not problems:
+            problems = _conversation_problems(record, folder.purpose, budget, part)
         for problem in problems:
             part.found.add(record.id, problem)
-        for number in unmentioned_regions(record):
-            part.noticed.add(record.id, Problem("region never mentioned", f"region{number}"))
         size = (record.height, record.width, len(record.regions))
         part.entries.append(Entry(place, record.id, record.image, *size, bool(problems)))
     return part
 
 
-def _measured(
-    record: RegionRecord, purpose: Purpose, budget: TokenBudget, statistics: RecordStatistics
+def _conversation_problems(
+    record: RegionRecord, purpose: Purpose, budget: TokenBudget | None, part: _Part
 ) -> list[Problem]:
+    """What is wrong with the conversation that a record makes; regions that it leaves out are noticed."""
+    regions = regions_in_conversation(record)
+    if isinstance(regions, Problem):
+        return [regions]
+    for number in unmentioned_regions(record, regions):
+        part.noticed.add(record.id, Problem("region never mentioned", f"region{number}"))
+    if budget is None:
+        return []
     counts = budget.measure(record, purpose)
     if isinstance(counts, Problem):
         return [counts]
-    statistics.see_length(record, counts)
+    part.statistics.see_length(record, counts)
     excess = budget.excess(counts)
     return [] if excess is None else [excess]
 

@@ -45,7 +45,7 @@ def test_a_page_shows_which_region_each_question_is_about_and_escapes_text(tmp_p
     text = page.read_text(encoding="utf-8")
     assert "the cat &lt; the dog" in text
     assert "<mask>" not in text
-    assert re.search(r'class="user">.*<span class="region"[^>]*>1</span>', text, re.DOTALL)
+    assert re.search(r'class="user said">.*<span class="badge"[^>]*>1</span>', text, re.DOTALL)
 
 
 def test_a_page_of_captions(tmp_path):
