@@ -1,6 +1,8 @@
 """Small annotation files of published form, with pictures, made on the spot."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +111,23 @@ def write_referring(folder: Path) -> Path:
     ]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
     return write_json(folder / "refs.json", content)
+
+
+def rewrite_shard(folder: Path, change: Callable[[list[dict]], object]) -> None:
+    """Writes a folder of records again with other rows, as somebody's own tool could have written it."""
+    from datasets.arrow_writer import ArrowWriter
+
+    from data_pipelines.records import RecordFolder, arrow_features, record_to_row
+
+    rows = [record_to_row(record) for record in RecordFolder.open(folder)]
+    change(rows)
+    shard = folder / "records-00000.arrow"
+    shard.unlink()
+    writer = ArrowWriter(features=arrow_features(), path=str(shard))
+    for row in rows:
+        writer.write(row)
+    writer.finalize()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][0] |= {"records": len(rows), "sha256": hashlib.sha256(shard.read_bytes()).hexdigest()}
+    manifest["counts"]["out"]["records"] = len(rows)
+    write_json(folder / "manifest.json", manifest)

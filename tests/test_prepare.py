@@ -12,7 +12,6 @@ import pytest
 
 from data_pipelines.prepare import prepare, summary_of
 from data_pipelines.records import RecordFolder
-from data_pipelines.validation import validate
 
 from .annotation_files import (
     annotation_entry,
@@ -22,7 +21,6 @@ from .annotation_files import (
     polygon,
     write_captions,
     write_instances,
-    write_picture,
     write_simple_instances,
 )
 
@@ -143,90 +141,3 @@ def test_a_killed_run_leaves_the_previous_folder_usable(tmp_path):
     run(tmp_path, path, overwrite=True)
     assert len(RecordFolder.open(tmp_path / "records")) == 3000
     assert sorted(item.name for item in tmp_path.iterdir()) == ["images", "instances.json", "records"]
-
-
-def rewrite_shard(folder: Path, change) -> None:
-    """Writes the folder again with other records, as somebody's own tool could have written it."""
-    from datasets.arrow_writer import ArrowWriter
-
-    from data_pipelines.records import arrow_features, record_to_row
-
-    rows = [record_to_row(record) for record in RecordFolder.open(folder)]
-    change(rows)
-    shard = folder / "records-00000.arrow"
-    shard.unlink()
-    writer = ArrowWriter(features=arrow_features(), path=str(shard))
-    for row in rows:
-        writer.write(row)
-    writer.finalize()
-
-
-def broken_mask(rows):
-    rows[0]["regions"][0]["counts"] = "~~"
-
-
-def empty_mask(rows):
-    rows[0]["regions"][0]["counts"] = compressed(box_mask(0, 0, 0, 0))["counts"]
-
-
-def wrong_size(rows):
-    rows[0]["height"], rows[0]["width"] = rows[0]["width"], rows[0]["height"]
-
-
-def repeated_id(rows):
-    rows[1]["id"] = rows[0]["id"]
-
-
-def far_reference(rows):
-    rows[0]["turns"] = [{"role": "user", "text": "Is <region9> red?"}, {"role": "assistant", "text": "Yes."}]
-
-
-def no_answer(rows):
-    rows[0]["turns"] = [{"role": "user", "text": "Is <region1> red?"}, {"role": "assistant", "text": ""}]
-
-
-def leaving_path(rows):
-    rows[0]["image"] = "../instances.json"
-
-
-def not_a_picture(rows):
-    rows[0]["image"] = "text.jpg"
-
-
-def absent_picture(rows):
-    rows[0]["image"] = "absent.jpg"
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (broken_mask, "malformed mask"),
-        (empty_mask, "empty region"),
-        (wrong_size, "picture of another size than the record"),
-        (repeated_id, "record id stands twice"),
-        (far_reference, "region reference out of range"),
-        (no_answer, "empty answer"),
-        (leaving_path, "image path leaves the image folder"),
-        (not_a_picture, "unreadable picture"),
-        (absent_picture, "picture not found"),
-    ],
-)
-def test_validation_finds_what_would_break_training(tmp_path, change, reason):
-    run(tmp_path, write_simple_instances(tmp_path))
-    (tmp_path / "images" / "text.jpg").write_text("no picture")
-    folder = tmp_path / "records"
-    assert validate(RecordFolder.open(folder), progress=False).problems == {}
-    rewrite_shard(folder, change)
-    problems = validate(RecordFolder.open(folder), progress=False).problems
-    assert problems[reason]["first_ids"] == ["coco:1"]
-    assert problems["shard differs from its checksum"]["first_ids"] == ["records-00000.arrow"]
-
-
-def test_validation_opens_each_picture_once_and_counts(tmp_path):
-    write_captions(tmp_path)
-    run(tmp_path, tmp_path / "captions.json", "captions")
-    report = validate(RecordFolder.open(tmp_path / "records"), progress=False)
-    assert (report.records, report.pictures, report.regions, report.problems) == (2, 1, 0, {})
-    write_picture(tmp_path / "images", "000000000001.jpg", 10, 10)
-    report = validate(RecordFolder.open(tmp_path / "records"), progress=False)
-    assert report.problems["picture of another size than the record"]["count"] == 2
