@@ -47,7 +47,8 @@ def as_lines(report: ValidationReport, name: str, left_out: Tally | None = None)
     for kind, findings in (("problem", report.found), ("warning", report.noticed)):
         for line, (reason, _) in zip(lines_of(findings.tally), sorted(findings.tally.items()), strict=True):
             lines.append(f"  {kind}: {line}")
-            lines.append(f"    for example: {findings.examples[reason]}")
+            if findings.examples[reason]:
+                lines.append(f"    for example: {findings.examples[reason]}")
             lines.append(f"    what to do: {REMEDIES.get(reason, GENERAL_REMEDY)}")
     lines.append(f"  something would break {report.purpose}" if report.problems else "  no problem found")
     return lines
