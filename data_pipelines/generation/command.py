@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.generation.endpoint import Budget, Endpoint
 
@@ -73,33 +74,36 @@ def _add_endpoint(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="longest reply (default 4096)")
     group.add_argument("--no-json-mode", action="store_true", help="for endpoints that do not know response_format")
     group.add_argument(
-        "--concurrency",
-        type=int,
-        default=Endpoint.concurrency,
-        metavar="N",
-        help="requests in flight (default %(default)s)",
+        "--parameter",
+        type=_parameter,
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="further parameter of every request, such as reasoning_effort='\"low\"'; null takes one out, such as "
+        "max_tokens=null; may be repeated",
     )
-    group.add_argument(
-        "--timeout",
-        type=float,
-        default=Endpoint.timeout,
-        metavar="S",
-        help="seconds of an attempt (default %(default)s)",
-    )
-    group.add_argument(
-        "--attempts",
-        type=int,
-        default=Endpoint.attempts,
-        metavar="N",
-        help="attempts at a request (default %(default)s)",
-    )
+    for name, kind, metavar, text in (
+        ("concurrency", int, "N", "most requests in flight"),
+        ("timeout", float, "S", "seconds that one attempt may take"),
+        ("attempts", int, "N", "how often a request is tried"),
+    ):
+        default = getattr(Endpoint, name)
+        group.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=f"{text} (default {default})")
     group.add_argument("--budget-tokens", type=int, metavar="N", help="the most that all kept replies may cost")
     group.add_argument("--budget-requests", type=int, metavar="N", help="the most replies to get, kept ones included")
-    group.add_argument(
-        "--replies", type=Path, metavar="FILE", help="where replies are kept (default OUT.replies.jsonl)"
-    )
+    group.add_argument("--replies", type=Path, metavar="FILE", help="where to keep replies (default OUT.replies.jsonl)")
     group.add_argument("--partial", action="store_true", help="write what was answered even if requests are left")
     group.add_argument("--dry-run", action="store_true", help="count requests and tokens, print one, ask nothing")
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or name in ("model", "messages"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=JSON")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not JSON; put texts into double quotes") from None
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -167,6 +171,7 @@ def _plan(options: argparse.Namespace, selection: Selection) -> Plan:
         options.seed,
         max_tokens=options.max_tokens,
         json_mode=not options.no_json_mode,
+        parameters=dict(options.parameter),
     )
     return Plan(
         TASKS[options.task],
@@ -178,7 +183,7 @@ def _plan(options: argparse.Namespace, selection: Selection) -> Plan:
     )
 
 
-def _report(manifest: dict, out: Path) -> None:
+def _report(manifest: dict[str, Any], out: Path) -> None:
     from data_pipelines.tally import lines_of
 
     counts = manifest["counts"]["out"]

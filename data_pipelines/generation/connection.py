@@ -45,9 +45,7 @@ class Connection:
         try:
             from openai import AsyncOpenAI
         except ImportError:
-            raise ValueError(
-                "asking an endpoint needs openai; install it with: pip install osprey_tp[generate]"
-            ) from None
+            raise ValueError("to ask an endpoint, install openai: pip install osprey_tp[generate]") from None
         self._base_url = base_url
         self._key = key
         self._timeout = timeout

@@ -24,7 +24,8 @@ _COORDINATES = re.compile(
 )
 _OTHER_REFERENCE = re.compile(r"\bregions?\s*#?\d|<\s*/?\s*region|region\s*>", re.IGNORECASE)
 _MATERIAL = re.compile(
-    r"\b(?:according to|based on|mentioned in|described in|as per) (?:the |its )?(?:captions?|annotations?|labels?|list)\b",
+    r"\b(?:according to|based on|mentioned in|described in|as per) (?:the |its )?"
+    r"(?:captions?|annotations?|labels?|list)\b",
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(?P<inside>.*)\n\s*```\s*", re.DOTALL)

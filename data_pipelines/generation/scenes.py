@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipelines.generation.notes import Box, Notes, box_of
@@ -47,7 +47,7 @@ class Scene:
     record: RegionRecord
     regions: tuple[Region, ...]
     others: tuple[Region, ...] = ()
-    notes: Notes = Notes()
+    notes: Notes = field(default_factory=Notes)
 
     def __str__(self) -> str:
         lines = [f"Picture: {self.record.width} pixels wide, {self.record.height} high."]

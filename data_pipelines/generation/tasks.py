@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_pipelines.generation import parsing
@@ -142,6 +142,7 @@ class Sampling:
         seed: Sent to the endpoint if given; also seeds which regions of a crowded picture are asked about.
         max_tokens: Longest reply.
         json_mode: Ask the endpoint to allow nothing but JSON.
+        parameters: Further members of every request's body; None takes one out.
     """
 
     model: str
@@ -149,6 +150,7 @@ class Sampling:
     seed: int | None = None
     max_tokens: int = 4096
     json_mode: bool = True
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def request_of(scene: Scene, task: Task, level: Level, sampling: Sampling) -> ChatRequest:
@@ -167,4 +169,6 @@ def request_of(scene: Scene, task: Task, level: Level, sampling: Sampling) -> Ch
         body["seed"] = sampling.seed
     if sampling.json_mode:
         body["response_format"] = {"type": "json_object"}
+    body.update(sampling.parameters)
+    body = {name: value for name, value in body.items() if value is not None}
     return ChatRequest(scene.record.id, body)
