@@ -3,6 +3,7 @@
 import email.utils
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -71,8 +72,9 @@ def test_the_key_of_a_request_is_that_of_its_content_alone():
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_as_many_in_flight_as_allowed_and_no_more(server, tmp_path, concurrency):
-    server.delay = 0.03
-    run(requests(24), server, tmp_path / "replies.jsonl", concurrency=concurrency)
+    together = threading.Barrier(concurrency, timeout=20)
+    server.model = lambda body: str(together.wait())
+    run(requests(24), server, tmp_path / "replies.jsonl", concurrency=concurrency, timeout=30.0)
     assert server.most_at_once == concurrency
 
 
