@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.generation.endpoint import Budget, Endpoint, Outcome, ask
-from data_pipelines.generation.notes import Notes, collect_notes, picture_name
+from data_pipelines.generation.notes import Notes, collect_notes, notes_of, picture_name
 from data_pipelines.generation.parsing import Unfit
 from data_pipelines.generation.positive_negative import SOURCE, positive_negative_records
 from data_pipelines.generation.replies import ChatRequest, Reply, ReplyLog
@@ -90,12 +90,12 @@ class Plan:
         for scene in self.scenes():
             self.requests += 1
             self.regions += len(scene.regions)
-            self.noted += picture_name(scene.record.image) in self._notes
+            self.noted += scene.notes != Notes()
 
     def entries(self) -> Iterator[tuple[Scene | None, list[Rejection]]]:
         """Each record as a scene, None if there is nothing to ask, and what is left out of it."""
         for record in islice(self.folder, self.selection.limit):
-            notes = self._notes.get(picture_name(record.image), Notes())
+            notes = notes_of(record) + self._notes.get(picture_name(record.image), Notes())
             yield scene_of(
                 record, notes, level=self.level, max_regions=self.selection.max_regions, seed=self.selection.seed
             )

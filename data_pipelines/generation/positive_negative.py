@@ -18,13 +18,13 @@ from data_pipelines.records import Region, RegionRecord, Rejection, Turn
 SOURCE = "osprey-lvis-positive-negative"
 
 QUESTIONS: tuple[str, ...] = (
-    "Does the category {category} fit {region}? Answer yes or no.",
-    "Does {region} show something of the category {category}? Answer yes or no.",
-    "Would you file {region} under {category}? Answer yes or no.",
-    "Yes or no: is {category} the right name for what {region} shows?",
-    "Is what you see in {region} an example of {category}? Answer yes or no.",
+    "Does the category {category} fit {region}?",
+    "Does {region} show something of the category {category}?",
+    "Would you file {region} under {category}?",
+    "Is {category} the right name for what {region} shows?",
+    "Is what you see in {region} an example of {category}?",
 )
-"""Wordings that need no article before the category; those of one region's two questions are drawn apart."""
+"""Wordings that need no article before the category; a region's two questions have different ones."""
 
 
 def absent_categories(record: RegionRecord) -> list[str]:
