@@ -1,4 +1,4 @@
-"""`python -m data_pipelines`: prepare, synthesize, show, validate."""
+"""`python -m data_pipelines`: prepare, merge, synthesize, show, validate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{PROGRAM}: interrupted; nothing half-written is left\n")
+        sys.stderr.write(f"{PROGRAM}: interrupted; `prepare` goes on when the same command is given again\n")
         return 130
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{PROGRAM} {options.command}: error: {' '.join(str(error).split())}\n")
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_prepare(commands)
+    _add_merge(commands)
     _add_synthesize(commands)
     _add_show(commands)
     _add_validate(commands)
@@ -42,26 +43,63 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    listed = "\n".join(f"  {name:<10} {entry.summary}" for name, entry in SOURCES.items())
+    width = max(map(len, SOURCES))
+    listed = "\n".join(f"  {name:<{width}}  {entry.summary}" for name, entry in SOURCES.items())
     parser = commands.add_parser(
         "prepare",
         help="read a published annotation file and write a folder of records",
         description="Read a published annotation file and write a folder of records, with a manifest of what was left "
-        "out and why.",
+        "out and why. An interrupted run goes on where it was when the same command is given again.",
         epilog=f"sources:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", choices=list(SOURCES), help="what kind of file it is, see below")
-    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="the annotation file (JSON)")
+    parser.add_argument(
+        "--annotations", type=Path, required=True, metavar="PATH", help="the annotation file, or the folder of them"
+    )
     parser.add_argument(
         "--images", type=Path, required=True, metavar="DIR", help="the folder that its file names are relative to"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--split", metavar="NAME", help="the part of a source that holds several in one file")
+    parser.add_argument(
+        "--input",
+        dest="inputs",
+        type=_named_path,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a further file of the source, where it is not at its usual place",
+    )
     parser.add_argument("--include-crowd", action="store_true", help="keep regions that stand for a crowd of things")
-    parser.add_argument("--limit", type=int, metavar="N", help="stop after N records")
-    parser.add_argument("--seed", type=int, metavar="S", help="read the pictures in random order, drawn with this seed")
+    parser.add_argument(
+        "--segmenter", metavar="NAME[:CHECKPOINT]", help="make masks from boxes: grabcut, or sam:CHECKPOINT"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="take the first N records")
+    parser.add_argument("--sample", type=int, metavar="N", help="take N records at random")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random choice (default 0)")
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="prepare the I-th of N parts, to be joined by `merge`"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="processes that read; the result is the same (default 1)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder of records that is there already")
     parser.set_defaults(run=_prepare)
+
+
+def _named_path(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, Path(path)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 1/8")
+    return int(part), int(parts)
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -73,10 +111,38 @@ def _prepare(options: argparse.Namespace) -> int:
         options.images,
         options.out,
         include_crowd=options.include_crowd,
+        split=options.split,
+        inputs=dict(options.inputs),
+        segmenter=options.segmenter,
         limit=options.limit,
+        sample=options.sample,
         seed=options.seed,
+        shard=options.shard,
+        processes=options.processes,
         overwrite=options.overwrite,
     )
+    _say(f"{summary_of(manifest)}\nwrote {options.out}")
+    return 0
+
+
+def _add_merge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "merge",
+        help="join the shards that several machines have prepared",
+        description="Join all folders of one `prepare --shard I/N` into the folder that one run without --shard would "
+        "have written.",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="the folders, in any order")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder of records that is there already")
+    parser.set_defaults(run=_merge)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from data_pipelines.merging import merge_shards
+    from data_pipelines.prepare import summary_of
+
+    manifest = merge_shards(options.folders, options.out, overwrite=options.overwrite)
     _say(f"{summary_of(manifest)}\nwrote {options.out}")
     return 0
 

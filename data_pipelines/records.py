@@ -131,7 +131,11 @@ def record_problems(record: RegionRecord, purpose: Purpose = "training") -> list
 
 def _text_problems(record: RegionRecord) -> list[Problem]:
     problems = []
-    for text in (*(turn.text for turn in record.turns), *(region.name for region in record.regions)):
+    spoken = (*(turn.text for turn in record.turns), *(region.name for region in record.regions))
+    for text in (record.id, record.image, *spoken):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            problems.append(Problem("text that is not Unicode", repr(text[:80])))
+    for text in spoken:
         found = [mark for mark in (IMAGE_TOKEN, REGION_TOKEN) if mark in text]
         if found:
             problems.append(Problem("text holds a placeholder of the prompt", f"{found[0]} in {text[:80]!r}"))

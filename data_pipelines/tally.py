@@ -22,6 +22,15 @@ def count(tally: Tally, reason: str, record_id: str, **sums: int) -> None:
         entry["first_ids"].append(record_id)
 
 
+def merge(tally: Tally, other: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add the cases of a tally that was counted later, as if all had been counted in one."""
+    for reason, added in other.items():
+        entry = tally.setdefault(reason, {name: 0 for name in added if name != "first_ids"} | {"first_ids": []})
+        for name, value in added.items():
+            entry[name] += value
+        del entry["first_ids"][FIRST_IDS:]
+
+
 def lines_of(tally: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One line a reason, in alphabetical order: how often, and where first."""
     lines = []

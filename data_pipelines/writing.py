@@ -18,6 +18,7 @@ from data_pipelines.records import (
     MANIFEST_NAME,
     REJECTIONS_NAME,
     Problem,
+    Purpose,
     RegionRecord,
     Rejection,
     arrow_features,
@@ -37,9 +38,60 @@ class BrokenRecord(ValueError):
         super().__init__(f"{problem.reason}: {problem.detail} (record {record.id})")
         self.problem = problem
 
+    def rejection(self, record: RegionRecord) -> Rejection:
+        """The record as something that is left out, with all its regions."""
+        lost = max(1, len(record.regions))
+        return Rejection(record.id, self.problem.reason, self.problem.detail, annotations=lost)
+
+
+class ShardWriter:
+    """Writes one shard, an Arrow file of records. The file exists only if there is a record to put into it.
+
+    Attributes:
+        path: The file.
+        counts: Records, regions and turns so far.
+    """
+
+    def __init__(self, path: Path, purpose: Purpose = "training") -> None:
+        self.path = path
+        self.counts = {"records": 0, "regions": 0, "turns": 0}
+        self._purpose = purpose
+        self._writer: ArrowWriter | None = None
+
+    def add(self, record: RegionRecord) -> None:
+        """Write one record.
+
+        Raises:
+            BrokenRecord: if it would break its purpose (`record_problems`).
+        """
+        problems = record_problems(record, self._purpose)
+        if problems:
+            raise BrokenRecord(record, problems[0])
+        if self._writer is None:
+            from datasets.arrow_writer import ArrowWriter
+
+            self._writer = ArrowWriter(features=arrow_features(), path=str(self.path), writer_batch_size=500)
+        self._writer.write(record_to_row(record))
+        self.counts["records"] += 1
+        self.counts["regions"] += len(record.regions)
+        self.counts["turns"] += len(record.turns)
+
+    def close(self) -> dict[str, Any] | None:
+        """Finish the file and describe it as the manifest does; None if nothing was added."""
+        if self._writer is None:
+            return None
+        self._writer.finalize()
+        self._writer = None
+        return {
+            "name": self.path.name,
+            "records": self.counts["records"],
+            "bytes": self.path.stat().st_size,
+            "sha256": sha256_of(self.path),
+        }
+
 
 class RecordWriter:
-    """Writes the folder `out`; use it as a context manager.
+    """Writes the folder `out` from one process; use it as a context manager.
 
     Nothing appears under that name until everything is written, and nothing is left behind if an exception is raised
     inside the `with` block. A folder that is there already is replaced only if `overwrite` is set, and only at the end.
@@ -56,6 +108,7 @@ class RecordWriter:
         *,
         source: str,
         image_root: str | Path,
+        purpose: Purpose = "training",
         arguments: Mapping[str, Any] | None = None,
         inputs: Sequence[str | Path] = (),
         records_per_shard: int = 50_000,
@@ -64,6 +117,7 @@ class RecordWriter:
         self.out = Path(out).absolute()
         self.source = source
         self.image_root = Path(image_root).resolve()
+        self.purpose: Purpose = purpose
         self.arguments = dict(arguments or {})
         self.inputs = [Path(path) for path in inputs]
         self.records_per_shard = records_per_shard
@@ -71,10 +125,9 @@ class RecordWriter:
         self.counts = {"records": 0, "regions": 0, "turns": 0}
         self.counts_in: dict[str, int] = {}
         self.rejections: Tally = {}
-        self._aside = self.out.with_name(f".{self.out.name}.partial")
+        self._aside = aside_of(self.out)
         self._shards: list[dict[str, Any]] = []
-        self._shard: ArrowWriter | None = None
-        self._shard_records = 0
+        self._shard: ShardWriter | None = None
         self._rejections_file: TextIO | None = None
 
     def __enter__(self) -> RecordWriter:
@@ -88,10 +141,11 @@ class RecordWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._close_files()
+            self._close_shard()
+            if self._rejections_file is not None:
+                self._rejections_file.close()
             if kind is None:
-                self._write_manifest()
-                self._take_name()
+                self._publish()
         finally:
             shutil.rmtree(self._aside, ignore_errors=True)
 
@@ -99,21 +153,16 @@ class RecordWriter:
         """Write one record.
 
         Raises:
-            BrokenRecord: if it would break training (`record_problems`).
+            BrokenRecord: if it would break its purpose (`record_problems`).
         """
-        problems = record_problems(record)
-        if problems:
-            raise BrokenRecord(record, problems[0])
         if self._shard is None:
-            self._open_shard()
-        assert self._shard is not None
-        self._shard.write(record_to_row(record))
-        self._shard_records += 1
+            self._shard = ShardWriter(self._aside / shard_name(len(self._shards)), self.purpose)
+        self._shard.add(record)
+        if self._shard.counts["records"] == self.records_per_shard:
+            self._close_shard()
         self.counts["records"] += 1
         self.counts["regions"] += len(record.regions)
         self.counts["turns"] += len(record.turns)
-        if self._shard_records == self.records_per_shard:
-            self._close_shard()
 
     def reject(self, rejection: Rejection) -> None:
         """Count something that was left out, and write it down with its id and reason.
@@ -121,69 +170,108 @@ class RecordWriter:
         The manifest names the first ids of every reason, `rejections.jsonl` all of them.
         """
         assert self._rejections_file is not None
-        line = {"id": rejection.id, "reason": rejection.reason, "detail": rejection.detail}
-        self._rejections_file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._rejections_file.write(rejection_line(rejection))
         count(self.rejections, rejection.reason, rejection.id, annotations=rejection.annotations)
 
-    def _open_shard(self) -> None:
-        from datasets.arrow_writer import ArrowWriter
-
-        name = f"records-{len(self._shards):05d}.arrow"
-        self._shard = ArrowWriter(features=arrow_features(), path=str(self._aside / name), writer_batch_size=500)
-        self._shards.append({"name": name})
-        self._shard_records = 0
-
     def _close_shard(self) -> None:
-        if self._shard is None:
-            return
-        self._shard.finalize()
+        shard = self._shard.close() if self._shard is not None else None
         self._shard = None
-        shard = self._shards[-1]
-        path = self._aside / shard["name"]
-        shard.update(records=self._shard_records, bytes=path.stat().st_size, sha256=sha256_of(path))
+        if shard is not None:
+            self._shards.append(shard)
 
-    def _close_files(self) -> None:
-        self._close_shard()
-        if self._rejections_file is not None:
-            self._rejections_file.close()
+    def _publish(self) -> None:
+        if not self._shards:
+            raise nothing_usable(self.source, self.rejections)
+        manifest = new_manifest(
+            source=self.source,
+            purpose=self.purpose,
+            arguments=self.arguments,
+            image_root=relative_root(self.image_root, self.out),
+            counts={"in": self.counts_in, "out": self.counts},
+            rejections=self.rejections,
+            inputs=self.inputs,
+            shards=self._shards,
+        )
+        write_manifest(self._aside, manifest)
+        take_name(self._aside, self.out, self.overwrite)
 
-    def _write_manifest(self) -> None:
-        if not self.counts["records"]:
-            found = ", ".join(f"{reason} ({entry['count']})" for reason, entry in self.rejections.items())
-            raise ValueError(f"no usable record came out of source {self.source}: {found or 'the input is empty'}")
-        manifest = {
-            "format": FOLDER_FORMAT,
-            "source": self.source,
-            "arguments": self.arguments,
-            "image_root": relative_root(self.image_root, self.out),
-            "counts": {"in": self.counts_in, "out": self.counts},
-            "rejections": dict(sorted(self.rejections.items())),
-            "inputs": [
-                {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in self.inputs
-            ],
-            "shards": self._shards,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in ("datasets", "pycocotools", "numpy")},
-            },
-        }
-        text = json.dumps(manifest, indent=2, ensure_ascii=False)
-        (self._aside / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
-    def _take_name(self) -> None:
-        refuse_taken(self.out, self.overwrite)
-        if not self.out.exists():
-            self._aside.rename(self.out)
-            return
-        replaced = self.out.with_name(f".{self.out.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        self.out.rename(replaced)
-        try:
-            self._aside.rename(self.out)
-        except OSError:
-            replaced.rename(self.out)
-            raise
-        shutil.rmtree(replaced)
+def shard_name(number: int) -> str:
+    """The file name of a shard, counted from 0."""
+    return f"records-{number:05d}.arrow"
+
+
+def aside_of(out: Path) -> Path:
+    """Where what will be `out` is written."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def rejection_line(rejection: Rejection) -> str:
+    """A rejection as a line of `rejections.jsonl`."""
+    line = {"id": rejection.id, "reason": rejection.reason, "detail": rejection.detail}
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
+
+
+def nothing_usable(source: str, rejections: Tally) -> ValueError:
+    """The error that nothing came out, with the reasons."""
+    found = ", ".join(f"{reason} ({entry['count']})" for reason, entry in rejections.items())
+    return ValueError(f"no usable record came out of source {source}: {found or 'the input is empty'}")
+
+
+def new_manifest(
+    *,
+    source: str,
+    purpose: Purpose,
+    arguments: Mapping[str, Any],
+    image_root: str,
+    counts: Mapping[str, Mapping[str, int]],
+    rejections: Tally,
+    inputs: Sequence[Path],
+    shards: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The manifest of a folder, with the checksums of its inputs and the versions that made it."""
+    return {
+        "format": FOLDER_FORMAT,
+        "source": source,
+        "purpose": purpose,
+        "arguments": dict(arguments),
+        "image_root": image_root,
+        "counts": counts,
+        "rejections": dict(sorted(rejections.items())),
+        "inputs": [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in inputs],
+        "shards": list(shards),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("datasets", "pycocotools", "numpy")},
+        },
+    }
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `manifest.json` into a folder."""
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (folder / MANIFEST_NAME).write_bytes((text + "\n").encode("utf-8", "backslashreplace"))
+
+
+def take_name(aside: Path, out: Path, overwrite: bool) -> None:
+    """Rename a finished folder to its name; a folder of records there is replaced if `overwrite` is set.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    refuse_taken(out, overwrite)
+    if not out.exists():
+        aside.rename(out)
+        return
+    replaced = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    out.rename(replaced)
+    try:
+        aside.rename(out)
+    except OSError:
+        replaced.rename(out)
+        raise
+    shutil.rmtree(replaced)
 
 
 def refuse_taken(out: Path, overwrite: bool) -> None:

@@ -64,17 +64,42 @@ def test_a_record_that_would_break_training_is_rejected_not_written(tmp_path):
     assert manifest["rejections"]["text holds a placeholder of the prompt"]["first_ids"] == ["captions:15"]
 
 
-def test_a_limit_takes_the_first_records_and_with_a_seed_random_ones(tmp_path):
+def test_a_limit_takes_the_first_records_and_a_sample_random_ones(tmp_path):
     path = write_simple_instances(tmp_path, pictures=8)
     ids = {}
-    for seed in (None, 3, 4):
-        run(tmp_path, path, limit=3, seed=seed, overwrite=True)
-        ids[seed] = [record.id for record in RecordFolder.open(tmp_path / "records")]
-    assert ids[None] == ["coco:1", "coco:2", "coco:3"]
-    assert len(ids[3]) == len(ids[4]) == 3
-    assert ids[3] != ids[4]
-    with pytest.raises(ValueError, match="limit is 0"):
-        run(tmp_path, path, limit=0)
+    for name, choice in (
+        ("first", {"limit": 3}),
+        ("one", {"sample": 3, "seed": 3}),
+        ("other", {"sample": 3, "seed": 4}),
+    ):
+        run(tmp_path, path, overwrite=True, **choice)
+        ids[name] = [record.id for record in RecordFolder.open(tmp_path / "records")]
+    assert ids["first"] == ["coco:1", "coco:2", "coco:3"]
+    assert len(set(ids["one"])) == len(set(ids["other"])) == 3
+    assert ids["one"] != ids["other"]
+    run(tmp_path, path, sample=100, overwrite=True)
+    assert len(RecordFolder.open(tmp_path / "records")) == 8
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"limit": 0}, "limit is 0"),
+        ({"sample": -1}, "sample is -1"),
+        ({"limit": 1, "sample": 1}, "give one of them"),
+        ({"shard": (3, 2)}, "shard is 3/2"),
+        ({"shard": (1, 2), "limit": 5}, "cannot be spread over shards"),
+        ({"processes": 0}, "number of processes is 0"),
+        ({"split": "val"}, "source coco has no split 'val'; it has one split a file"),
+        ({"inputs": {"masks": "x"}}, "source coco takes no input named masks"),
+        ({"segmenter": "grabcut"}, "source coco has masks of its own"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(tmp_path, choice, message):
+    path = write_simple_instances(tmp_path, pictures=1)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, path, **choice)
+    assert not (tmp_path / "records").exists()
 
 
 def test_preparing_twice_gives_equal_bytes(tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from data_pipelines.records import Purpose
     from data_pipelines.sources.reader import SourceOptions, SourceReader
 
 
@@ -21,11 +22,14 @@ class SourceEntry:
 
     Attributes:
         summary: What the source is, for the command line.
-        reader: `module:class` of its reader, below this package; imported when it is first used.
+        reader: `module:name` below this package, imported when it is first used: a reader's class, or a function that
+            chooses one, called with the source's name and the options.
+        purpose: What its records are for.
     """
 
     summary: str
     reader: str
+    purpose: Purpose = "training"
 
 
 SOURCES: Mapping[str, SourceEntry] = {
@@ -48,6 +52,6 @@ def open_source(name: str, options: SourceOptions) -> SourceReader:
     """
     if name not in SOURCES:
         raise ValueError(f"unknown source {name!r}; choose from {', '.join(SOURCES)}")
-    module, _, class_name = SOURCES[name].reader.partition(":")
-    reader = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)
-    return reader(name, options)
+    module, _, maker = SOURCES[name].reader.partition(":")
+    reader: SourceReader = getattr(importlib.import_module(f"{__name__}.{module}"), maker)(name, options)
+    return reader

@@ -9,12 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from data_pipelines.records import RegionRecord, Rejection, Turn
+from data_pipelines.sources.coco_like import CocoLikeReader
 from data_pipelines.sources.formats import COCO_CAPTIONS
-from data_pipelines.sources.reader import CocoLikeReader, Picture
+from data_pipelines.sources.reader import Picture
+from data_pipelines.staging import Unit
 
 
 class CaptionReader(CocoLikeReader):
@@ -22,10 +23,8 @@ class CaptionReader(CocoLikeReader):
 
     format = COCO_CAPTIONS
 
-    def _read_picture(
-        self, record_id: str, picture: Picture, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
-    ) -> Iterator[RegionRecord | Rejection]:
-        for annotation in annotations:
+    def _read_picture(self, record_id: str, picture: Picture, unit: Unit) -> Iterator[RegionRecord | Rejection]:
+        for annotation in unit.annotations:
             own_id, caption = f"{self.name}:{annotation['id']}", annotation.get("caption")
             if not isinstance(caption, str) or not caption.strip():
                 yield Rejection(own_id, "caption without text", repr(caption))

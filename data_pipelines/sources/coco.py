@@ -11,14 +11,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from pycocotools import mask as mask_utils
 
 from data_pipelines.records import Region, RegionRecord, Rejection, Turn
+from data_pipelines.sources.coco_like import CocoLikeReader
 from data_pipelines.sources.formats import COCO_INSTANCES
-from data_pipelines.sources.reader import CocoLikeReader, Picture, SourceOptions, Unusable, is_id
+from data_pipelines.sources.reader import Picture, Unusable, as_key
 from data_pipelines.sources.segmentation import read_segmentation
+from data_pipelines.staging import Unit
 
 
 class CocoReader(CocoLikeReader):
@@ -30,19 +33,13 @@ class CocoReader(CocoLikeReader):
 
     format = COCO_INSTANCES
 
-    def __init__(self, name: str, options: SourceOptions) -> None:
-        super().__init__(name, options)
-        self._names = {
-            category["id"]: str(category.get("name", "")).strip()
-            for category in self._content.get("categories", [])
-            if isinstance(category, dict) and is_id(category.get("id"))
-        }
+    @cached_property
+    def _names(self) -> Mapping[Any, str]:
+        return self._category_names()
 
-    def _read_picture(
-        self, record_id: str, picture: Picture, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
-    ) -> Iterator[RegionRecord | Rejection]:
+    def _read_picture(self, record_id: str, picture: Picture, unit: Unit) -> Iterator[RegionRecord | Rejection]:
         regions = []
-        for annotation in annotations:
+        for annotation in unit.annotations:
             region_id = f"{record_id}#{annotation['id']}"
             try:
                 region, left_out = self._region(annotation, picture)
@@ -54,23 +51,25 @@ class CocoReader(CocoLikeReader):
                 yield Rejection(region_id, "degenerate polygon left out of its region", detail, annotations=0)
             regions.append(region)
         try:
-            yield self._record(record_id, picture, entry, regions)
+            yield self._record(record_id, picture, unit, regions)
         except Unusable as problem:
             yield Rejection(record_id, problem.reason, problem.detail, annotations=len(regions))
 
-    def _record(
-        self, record_id: str, picture: Picture, entry: Mapping[str, Any], regions: Sequence[Region]
-    ) -> RegionRecord:
+    def _record(self, record_id: str, picture: Picture, unit: Unit, regions: Sequence[Region]) -> RegionRecord:
         if not regions:
             raise Unusable("picture without a usable region")
-        turns = self._turns(entry, regions)
+        turns, metadata = tuple(self._turns(unit, regions)), self._metadata(unit, regions)
         return RegionRecord(
-            record_id, self.name, picture.path, picture.height, picture.width, tuple(regions), tuple(turns)
+            record_id, self.name, picture.path, picture.height, picture.width, tuple(regions), turns, metadata
         )
 
-    def _turns(self, entry: Mapping[str, Any], regions: Sequence[Region]) -> Sequence[Turn]:
+    def _turns(self, unit: Unit, regions: Sequence[Region]) -> Sequence[Turn]:
         """What is said about the regions, beside their names; may raise `Unusable`."""
         return ()
+
+    def _metadata(self, unit: Unit, regions: Sequence[Region]) -> Mapping[str, Any]:
+        """What else the source says of the picture; may raise `Unusable`."""
+        return {}
 
     def _region(self, annotation: Mapping[str, Any], picture: Picture) -> tuple[Region, int]:
         """The region, and how many of its polygons were left out."""
@@ -91,4 +90,4 @@ class CocoReader(CocoLikeReader):
     def _category_name(self, annotation: Mapping[str, Any]) -> str:
         """The name of the annotation's category, "" if the file does not say it."""
         category = annotation.get("category_id")
-        return self._names.get(category, "") if is_id(category) else ""
+        return self._names.get(category, "") if as_key(category) is not None else ""

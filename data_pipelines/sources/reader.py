@@ -1,21 +1,25 @@
-"""What every reader of a source is, and what the readers of COCO-like files share."""
+"""What every reader of a source is.
+
+```
+annotation files ─► stage, once: units on disk (data_pipelines.staging)
+unit ─► read, in any worker process and any order ─► records and rejections
+```
+"""
 
 from __future__ import annotations
 
-import random
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 from data_pipelines.records import RegionRecord, Rejection, confined_path
-
-T = TypeVar("T")
+from data_pipelines.staging import Key, StagingWriter, Unit
 
 _COCO_PREFIX = re.compile(r"COCO_(?:train|val|test)20\d\d_(?=\d{12}\.)")
+_LARGEST_INTEGER_ID = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,21 @@ class SourceOptions:
     """What a reader is told on the command line.
 
     Attributes:
-        annotations: The annotation file.
+        annotations: The annotation file, or the folder of annotation files.
         images: The folder that the paths of pictures are relative to.
         include_crowd: Keep regions that stand for a crowd of things.
-        seed: Read the pictures in an order drawn with this seed; None for the file's order.
+        split: The part of a source that holds several parts in one file; None for all of it.
+        inputs: Further files or folders by the names that the reader gives them in `extra_inputs`, where they are not
+            at their usual places.
+        segmenter: `NAME[:CHECKPOINT]` of a segmenter that makes masks from boxes; None keeps the boxes.
     """
 
     annotations: Path
     images: Path
     include_crowd: bool = False
-    seed: int | None = None
+    split: str | None = None
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    segmenter: str | None = None
 
 
 class Unusable(Exception):
@@ -54,36 +63,76 @@ class Picture:
 
 
 class SourceReader(ABC):
-    """Reads one annotation file of a source.
+    """Reads the annotation files of a source.
 
     Attributes:
         name: The source's name, the first part of record ids.
-        counts_in: How many `images` and `annotations` have been read so far.
-        total: How many pictures there are to read.
+        options: What it was told.
+        context: What `stage` kept for all units; set before `read` is called.
+        splits: Names that `options.split` may have, none where a file holds one part only.
+        extra_inputs: Names of `options.inputs` that the reader knows, and what each is.
+        makes_masks: Whether `options.segmenter` has something to do.
     """
 
+    splits: ClassVar[tuple[str, ...]] = ()
+    extra_inputs: ClassVar[Mapping[str, str]] = {}
+    makes_masks: ClassVar[bool] = False
+
     def __init__(self, name: str, options: SourceOptions) -> None:
-        if not options.images.is_dir():
-            raise ValueError(f"image folder {options.images} does not exist")
         self.name = name
         self.options = options
-        self.counts_in: Counter[str] = Counter(images=0, annotations=0)
-        self.total = 0
+        self.context: Mapping[str, Any] = {}
+        if not options.images.is_dir():
+            raise ValueError(f"image folder {options.images} does not exist")
+        if options.split is not None and options.split not in self.splits:
+            remedy = f"choose from {', '.join(self.splits)}" if self.splits else "it has one split a file"
+            raise ValueError(f"source {name} has no split {options.split!r}; {remedy}")
+        unknown = sorted(set(options.inputs) - set(self.extra_inputs))
+        if unknown:
+            known = ", ".join(self.extra_inputs) or "none"
+            raise ValueError(f"source {name} takes no input named {', '.join(unknown)}; it takes: {known}")
+        if options.segmenter is not None and not self.makes_masks:
+            raise ValueError(f"source {name} has masks of its own; leave --segmenter out")
+
+    def input_files(self) -> list[Path]:
+        """The annotation files that are read, for the manifest."""
+        return [self.options.annotations]
+
+    def extra_input(self, name: str, usual: Path) -> Path:
+        """Where the input of that name is: as told, else at its usual place.
+
+        Raises:
+            ValueError: saying how to name it, if there is nothing.
+        """
+        path = self.options.inputs.get(name, usual)
+        if not path.exists():
+            raise ValueError(
+                f"{path} does not exist; source {self.name} needs {self.extra_inputs[name]}: "
+                f"name it with --input {name}=PATH"
+            )
+        return path
 
     @abstractmethod
-    def read(self) -> Iterator[RegionRecord | Rejection]:
-        """Every record, and a rejection for everything that is in no record.
+    def stage(self, staging: StagingWriter) -> None:
+        """Stream the annotation files into units; called once.
 
-        Each annotation read is either in a record or counted by one rejection.
+        Raises:
+            ValueError: in one line, if a file is missing or of another format.
         """
 
-    def _ordered(self, entries: list[T]) -> list[T]:
-        if self.options.seed is None:
-            return entries
-        return random.Random(self.options.seed).sample(entries, len(entries))
+    @abstractmethod
+    def read(self, unit: Unit) -> Iterator[RegionRecord | Rejection]:
+        """The records of one unit, and a rejection for everything of it that is in no record.
+
+        A function of the unit and `context` alone: it is called in any process and in any order.
+        """
+
+    def annotation_count(self, unit: Unit) -> int:
+        """How many annotations of the source the unit holds."""
+        return len(unit.annotations)
 
     def _picture(self, entry: Mapping[str, Any]) -> Picture:
-        """The picture that an entry of `images` describes.
+        """The picture that an entry with `file_name`, `height` and `width` describes.
 
         Raises:
             Unusable: if it has no size, no file name, or no file inside the image folder.
@@ -118,71 +167,9 @@ def find_picture(root: Path, name: str) -> str:
     raise Unusable("picture not found", name)
 
 
-class CocoLikeReader(SourceReader):
-    """Reads a file with `images` and `annotations` that point to them.
-
-    Attributes:
-        format: The format that the file must have (`data_pipelines.sources.formats`).
-    """
-
-    format: str
-
-    def __init__(self, name: str, options: SourceOptions) -> None:
-        from data_pipelines.sources.formats import load_annotations
-
-        super().__init__(name, options)
-        self._content = load_annotations(options.annotations, self.format)
-        self.total = len(self._content["images"])
-
-    def read(self) -> Iterator[RegionRecord | Rejection]:
-        images: dict[Any, Mapping[str, Any]] = {}
-        for entry in self._content["images"]:
-            if not isinstance(entry, dict) or not is_id(entry.get("id")):
-                yield Rejection(f"{self.name}:?", "image entry without an id", str(entry)[:80], annotations=0)
-            elif entry["id"] in images:
-                yield Rejection(f"{self.name}:{entry['id']}", "image id stands twice", annotations=0)
-            else:
-                images[entry["id"]] = entry
-        annotations: dict[Any, list[Mapping[str, Any]]] = {image_id: [] for image_id in images}
-        yield from self._sort_by_picture(annotations)
-        for image_id in self._ordered(list(images)):
-            self.counts_in["images"] += 1
-            self.counts_in["annotations"] += len(annotations[image_id])
-            record_id, entry = f"{self.name}:{image_id}", images[image_id]
-            try:
-                picture = self._picture(entry)
-            except Unusable as problem:
-                lost = len(annotations[image_id])
-                yield Rejection(record_id, problem.reason, problem.detail, annotations=lost)
-                continue
-            yield from self._read_picture(record_id, picture, entry, annotations[image_id])
-
-    @abstractmethod
-    def _read_picture(
-        self, record_id: str, picture: Picture, entry: Mapping[str, Any], annotations: list[Mapping[str, Any]]
-    ) -> Iterator[RegionRecord | Rejection]:
-        """The records of one picture, and a rejection for each of its annotations that is in none."""
-
-    def _sort_by_picture(self, annotations: dict[Any, list[Mapping[str, Any]]]) -> Iterator[Rejection]:
-        """Puts each annotation to its picture's; rejects those that cannot be told apart or have no picture."""
-        seen = set()
-        for annotation in self._content["annotations"]:
-            own = annotation.get("id") if isinstance(annotation, dict) else None
-            image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-            if not is_id(own):
-                problem = Rejection(f"{self.name}:?", "annotation without an id", str(annotation)[:80])
-            elif own in seen:
-                problem = Rejection(f"{self.name}:{image_id}#{own}", "annotation id stands twice")
-            elif not is_id(image_id) or image_id not in annotations:
-                problem = Rejection(f"{self.name}:{image_id}#{own}", "annotation of an unknown picture")
-            else:
-                seen.add(own)
-                annotations[image_id].append(annotation)
-                continue
-            self.counts_in["annotations"] += 1
-            yield problem
-
-
-def is_id(value: Any) -> bool:
-    """Whether a value can be an id of an annotation file: a whole number or a text."""
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+def as_key(value: Any) -> Key | None:
+    """The value if it can be an id of an annotation file, a whole number or a text; None otherwise."""
+    if isinstance(value, str) and value.isprintable():
+        return value
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_number and abs(value) <= _LARGEST_INTEGER_ID else None

@@ -16,6 +16,7 @@ from data_pipelines.records import Region, Turn
 from data_pipelines.sources.coco import CocoReader
 from data_pipelines.sources.formats import REFCOCO_REEXPORT
 from data_pipelines.sources.reader import Unusable
+from data_pipelines.staging import Unit
 
 
 class RefCocoReader(CocoReader):
@@ -23,8 +24,8 @@ class RefCocoReader(CocoReader):
 
     format = REFCOCO_REEXPORT
 
-    def _turns(self, entry: Mapping[str, Any], regions: Sequence[Region]) -> Sequence[Turn]:
-        caption = entry.get("caption")
+    def _turns(self, unit: Unit, regions: Sequence[Region]) -> Sequence[Turn]:
+        caption = unit.body.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             raise Unusable("expression without text", repr(caption))
         if len(regions) != 1:

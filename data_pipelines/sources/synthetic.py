@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from data_pipelines.records import Region, Turn
 from data_pipelines.sources.coco import CocoReader
+from data_pipelines.staging import Unit
 from data_pipelines.synthetic.vocabulary import attributes_of
 
 ATTRIBUTE_QUESTIONS = ("What texture does {} have?", "What colour is {}?", "What shape is {}?")
@@ -16,7 +16,7 @@ ATTRIBUTE_QUESTIONS = ("What texture does {} have?", "What colour is {}?", "What
 class SyntheticReader(CocoReader):
     """As COCO, and each attribute of a region is asked for too."""
 
-    def _turns(self, entry: Mapping[str, Any], regions: Sequence[Region]) -> Sequence[Turn]:
+    def _turns(self, unit: Unit, regions: Sequence[Region]) -> Sequence[Turn]:
         turns = []
         for number, region in enumerate(regions, start=1):
             reference = f"<region{number}>"
