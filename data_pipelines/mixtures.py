@@ -62,7 +62,7 @@ class MixtureFolder:
         """The folder, memory-mapped.
 
         Raises:
-            ValueError: if it is no folder of records, one for evaluation, empty, or its pictures' folder is missing.
+            ValueError: if it is no folder of records, one for evaluation, or its pictures' folder is missing.
         """
         if self.images is not None and not self.images.is_dir():
             raise ValueError(f"{self._at('images')}there is no folder {self.images}")
@@ -72,8 +72,6 @@ class MixtureFolder:
                 f"{self._at('path')}{folder.path} is prepared for evaluation; training needs a folder with answers "
                 "that no benchmark asks for"
             )
-        if not len(folder):
-            raise ValueError(f"{self._at('path')}{folder.path} holds no records")
         return folder
 
     def samples(self, records: int) -> int:

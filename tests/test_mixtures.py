@@ -136,14 +136,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
     [
         ({"path": "absent"}, r"folders\[0\]\.path: .*absent is not a folder of records"),
         ({"path": "evaluation/records"}, r"folders\[0\]\.path: .* is prepared for evaluation"),
-        ({"path": "empty/records"}, r"folders\[0\]\.path: .* holds no records"),
         ({"path": "good/records", "images": "absent"}, r"folders\[0\]\.images: there is no folder .*absent"),
     ],
 )
 def test_folders_that_cannot_be_trained_on_are_named_by_file_and_key(tmp_path, entry, message):
     write_folder(tmp_path / "good")
     write_folder(tmp_path / "evaluation", purpose="evaluation")
-    write_folder(tmp_path / "empty", count=0)
     file = write_mixture(tmp_path / "mixture.yaml", folders=[entry])
     with pytest.raises(ValueError, match=rf"mixture\.yaml: {message}"):
         ConversationDataset(read_mixture(file))
