@@ -15,15 +15,16 @@ from data_pipelines.records import RecordFolder, RegionRecord
 from osprey_tp.images import load_image
 
 SampleIndex = int | tuple[int, int]
-"""(epoch, place in the order of that epoch), as `osprey_tp.training.sampler.EpochSampler` gives; a place alone is one of
-epoch 0. Because the index carries the epoch, worker processes never need to be told which one it is."""
+"""(epoch, place in the order of that epoch), as `osprey_tp.training.sampler.EpochSampler` gives; a place alone is one
+of epoch 0. Because the index carries the epoch, worker processes never need to be told which one it is."""
 
 
 class ConversationDataset(Dataset[dict[str, Any]]):
     """The records of a mixture as conversations, map-style.
 
     Args:
-        mixture: A mixture, or what `Mixture.of` takes: folders, (folder, weight) pairs, a mapping from folder to weight.
+        mixture: A mixture, or what `Mixture.of` takes: folders, (folder, weight) pairs, a mapping from folder to
+            weight.
         prompt_style: `clean` or `published` wording, where the mixture does not say.
         seed: Of order and subsets, where the mixture does not say.
         max_regions: Most regions in one conversation, where the source and the mixture allow more.
@@ -36,7 +37,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        mixture: Mixture | Sequence[FolderLike | tuple[FolderLike, float]] | Mapping[FolderLike, float],
+        mixture: Mixture | Sequence[FolderLike | tuple[FolderLike, float]] | Mapping[Any, float],
         prompt_style: PromptStyle = "clean",
         seed: int = 0,
         max_regions: int | None = None,

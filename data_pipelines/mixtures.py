@@ -101,7 +101,7 @@ class Mixture:
             raise ValueError("a mixture needs at least one folder of records")
 
     @classmethod
-    def of(cls, folders: Sequence[FolderLike | tuple[FolderLike, float]] | Mapping[FolderLike, float]) -> Mixture:
+    def of(cls, folders: Sequence[FolderLike | tuple[FolderLike, float]] | Mapping[Any, float]) -> Mixture:
         """The mixture of folders, of (folder, weight) pairs, or of a mapping from folder to weight."""
         pairs = folders.items() if isinstance(folders, Mapping) else map(_with_weight, folders)
         return cls(tuple(MixtureFolder(folder, weight) for folder, weight in pairs))

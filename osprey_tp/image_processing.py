@@ -188,9 +188,14 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         return pictures
 
     def _fill(self, tiles: torch.Tensor, picture: torch.Tensor, plan: TilePlan, settings: dict[str, Any]) -> None:
-        """Cut uint8 (3, height, width) source pixels into the zeros of float32 (plan.num_tiles, 3, tile_size, tile_size).
+        """Cut a picture and write its tiles.
 
-        Tile by tile, so that what is normalised stays in the processor's cache.
+        Args:
+            tiles: Zeros, float32 (plan.num_tiles, 3, tile_size, tile_size); written tile by tile, so that what is
+                being normalised stays in the processor's cache.
+            picture: uint8 (3, height, width), source pixels.
+            plan: How it is cut.
+            settings: Of the call.
         """
         antialias = settings["resize_mode"] == "antialiased"
         resample = settings["resample"] if antialias else PILImageResampling.BILINEAR

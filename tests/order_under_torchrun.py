@@ -23,7 +23,7 @@ def texts(conversation):
 def samples_seen(steps=None):
     """Lists, while it is open, (finished optimiser steps, sample) for everything that is trained on.
 
-    The samples travel from the loading processes with their batches. After `steps` optimiser steps the run is broken off.
+    The samples travel from the loading processes with their batches. After `steps` optimiser steps the run breaks off.
     """
     seen, collate, training_step = [], ConversationCollator.__call__, StageTrainer.training_step
 

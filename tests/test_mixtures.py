@@ -52,7 +52,13 @@ def test_a_file_says_everything_about_its_folders(tmp_path):
         tmp_path / "mixtures" / "mixture.yaml",
         seed=7,
         folders=[
-            {"path": "../coco/records", "weight": 2, "max_regions": 3, "prompt_style": "published", "images": str(moved)},
+            {
+                "path": "../coco/records",
+                "weight": 2,
+                "max_regions": 3,
+                "prompt_style": "published",
+                "images": f"{moved}",
+            },
             {"path": "../refcoco/records", "weight": "1e0", "limit": 2},
         ],
     )
@@ -106,7 +112,10 @@ GOOD = {"path": "records"}
         ({"folders": [GOOD | {"limit": 1.5}]}, ": folders[0].limit must be a positive whole number, not 1.5"),
         ({"folders": [GOOD | {"limit": None}]}, ": folders[0].limit must be a positive whole number, not None"),
         ({"folders": [GOOD | {"max_regions": 0}]}, ": folders[0].max_regions must be a positive whole number, not 0"),
-        ({"folders": [GOOD | {"prompt_style": "old"}]}, ": folders[0].prompt_style must be clean or published, not 'old'"),
+        (
+            {"folders": [GOOD | {"prompt_style": "old"}]},
+            ": folders[0].prompt_style must be clean or published, not 'old'",
+        ),
         ({"folders": [GOOD | {"images": ""}]}, ": folders[0].images must be a path, not ''"),
         ({"folders": [GOOD, {"path": "x/../records"}]}, ": folders[1].path: "),
     ],
@@ -119,6 +128,13 @@ def test_what_is_no_mixture_is_named_by_file_and_key(tmp_path, content, message)
     assert str(caught.value).startswith(f"{file}")
     assert str(caught.value).removeprefix(f"{file}").strip().startswith(message.strip())
     assert "\n" not in str(caught.value)
+
+
+def test_mixtures_of_the_project_are_read():
+    files = sorted((Path(__file__).resolve().parents[1] / "scripts" / "configs").rglob("mixture*.yaml"))
+    assert files
+    for file in files:
+        assert all(folder.where.startswith(str(file)) for folder in read_mixture(file).folders)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -217,8 +233,8 @@ def test_only_the_regions_that_are_used_are_decoded(tmp_path, monkeypatch):
     processor, _ = tiny_processor_and_config()
     folder = write_folder(tmp_path, count=2, regions=200)
     decoded, opened = [], []
-    real_decode, real_load = masks.coco_mask.decode, dataset_module.load_image
-    monkeypatch.setattr(masks.coco_mask, "decode", lambda rle: decoded.append(rle) or real_decode(rle))
+    real_decode, real_load = masks._rle_to_mask, dataset_module.load_image
+    monkeypatch.setattr(masks, "_rle_to_mask", lambda *given: decoded.append(given) or real_decode(*given))
     monkeypatch.setattr(dataset_module, "load_image", lambda path: opened.append(path) or real_load(path))
     samples = ConversationDataset([folder], max_regions=3)
     sample = samples[0]

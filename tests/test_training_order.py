@@ -1,4 +1,4 @@
-"""The samples that training sees: the same when a run is killed and goes on, and the same for two processes as for one."""
+"""The samples that training sees: the same when a run breaks off and goes on, and for two processes as for one."""
 
 import json
 import os
@@ -72,7 +72,8 @@ def test_two_processes_see_the_order_of_one(start, mixture, tmp_path) -> None:
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     wanted = json.loads(json.dumps(steps_of(alone)))
     for name in ("whole", "resumed"):
-        together = [sum(of_ranks, []) for of_ranks in zip(*(steps_of(rank[name]) for rank in ranks), strict=True)]
+        of_ranks = [steps_of(rank[name]) for rank in ranks]
+        together = [first + second for first, second in zip(*of_ranks, strict=True)]
         assert together == wanted, name
 
 

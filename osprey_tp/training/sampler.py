@@ -80,6 +80,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         epoch, position = state["epoch"], state["position"]
         if position % self.global_batch or not 0 <= position <= self.padded:
             raise ValueError(
-                f"sample {position} of an epoch of {self.padded} is not where a global batch of {self.global_batch} begins"
+                f"sample {position} of an epoch of {self.padded} is not where a global batch of {self.global_batch} "
+                "begins"
             )
         self.epoch, self._position = epoch, position

@@ -43,7 +43,9 @@ class Benchmark:
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    "sample": Benchmark("sample", "one training sample part by part: picture, tiles, regions, text; against bare libraries"),
+    "sample": Benchmark(
+        "sample", "one training sample part by part: picture, tiles, regions, text; against bare libraries"
+    ),
 }
 
 

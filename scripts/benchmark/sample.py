@@ -1,16 +1,15 @@
-"""One training sample, part by part: a JPEG of 640 x 480 pixels with 20 regions, as COCO's are, at the model's real size.
+"""One training sample, part by part: a JPEG of 640 x 480 pixels with 20 regions, as in COCO, at the model's real size.
 
-Every part stands beside its floor: what bare libraries take for the work that cannot be left out. Everything runs on one
-thread, as in a loading process; a time is the median of several.
+Every part stands beside its floor: what bare libraries take for the work that cannot be left out. Everything runs on
+one thread, as in a loading process; a time is the best of several, which other work on the machine disturbs least.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import tempfile
-import time
+import timeit
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +56,8 @@ def table(result: Mapping[str, Any]) -> str:
     picture = f"{result['height']} x {result['width']} pixels, {result['regions']} regions, {result['tokens']} tokens"
     lines = [f"one sample: {picture} (milliseconds, one thread)", f"{'part':<34}{'time':>8}{'floor':>8}{'ratio':>7}"]
     for row in (*result["parts"], result["sample"]):
-        lines.append(f"{row['name']:<34}{_number(row['ms'])}{_number(row['floor_ms'])}{row['ratio']:>7.1f}  {row['floor']}")
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.1f}"
+        lines.append(f"{row['name']:<34}{_number(row['ms'])}{_number(row['floor_ms'])}{ratio:>7}  {row['floor']}")
     batch = result["batch"]
     lines.append(f"{batch['name']:<34}{_number(batch['ms'])}")
     return "\n".join(lines)
@@ -73,27 +73,23 @@ class _Part:
 
     name: str
     work: Callable[[], Any]
-    floor: str
-    floor_work: Callable[[], Any]
+    floor: str = "nothing of the kind"
+    floor_work: Callable[[], Any] | None = None
 
     def measured(self, repeats: int) -> dict[str, Any]:
-        return _row(self.name, _milliseconds(self.work, repeats), self.floor, _milliseconds(self.floor_work, repeats))
+        floor = 0.0 if self.floor_work is None else _milliseconds(self.floor_work, repeats)
+        return _row(self.name, _milliseconds(self.work, repeats), self.floor, floor)
 
 
 def _row(name: str, milliseconds: float, floor: str, floor_milliseconds: float) -> dict[str, Any]:
-    ratio = milliseconds / floor_milliseconds
+    ratio = milliseconds / floor_milliseconds if floor_milliseconds else None
     return {"name": name, "ms": milliseconds, "floor": floor, "floor_ms": floor_milliseconds, "ratio": ratio}
 
 
 def _milliseconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median time of the work, after one run that warms up."""
+    """Best time of the work, after one run that warms up."""
     work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+    return 1000 * min(timeit.repeat(work, number=1, repeat=repeats))
 
 
 def _measured(folder: Path, repeats: int) -> dict[str, Any]:
@@ -143,11 +139,11 @@ def _parts(dataset: ConversationDataset, processor: OspreyTPProcessor) -> list[_
 
     def text_alone() -> Any:
         """Regions whose coverage is known cost nothing, so that the text is what remains."""
-        processor.image_processor.cover_regions = lambda *_: coverage  # type: ignore[method-assign]
+        processor.image_processor.cover_regions = lambda *_: coverage
         try:
             return processor.prepare([conversation], return_labels=True)
         finally:
-            processor.image_processor.cover_regions = without_text  # type: ignore[method-assign]
+            processor.image_processor.cover_regions = without_text
 
     coverage = without_text([covered], [plan])
     return [
@@ -165,7 +161,7 @@ def _parts(dataset: ConversationDataset, processor: OspreyTPProcessor) -> list[_
             "pycocotools decodes the masks",
             lambda: coco_mask.decode(encoded),
         ),
-        _Part("prompts of the record", lambda: conversation_of(record, plan), "a copy of the messages", lambda: [*conversation]),
+        _Part("prompts of the record", lambda: conversation_of(record, plan)),
         _Part("tokens and labels", text_alone, "the tokenizer alone", lambda: processor.tokenizer(text)),
     ]
 
