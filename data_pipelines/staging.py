@@ -46,11 +46,7 @@ class Unit:
 
 
 class StagingWriter:
-    """Writes a staging file; use it as a context manager. The file appears when everything is in it.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
+    """Writes a staging file; use it as a context manager. The file appears when everything is in it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,13 +63,9 @@ class StagingWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if isinstance(error, sqlite3.Error):
-                raise error
             if kind is None:
                 self._connection.execute("COMMIT")
                 self._connection.execute("CREATE INDEX annotations_of_unit ON annotations (unit, place)")
-        except sqlite3.Error as failure:
-            raise OSError(f"{self._aside} cannot be written: {failure}; is the disk full?") from failure
         finally:
             self._connection.close()
         if kind is None:

@@ -219,9 +219,15 @@ def test_records_without_a_picture_pass_through(tmp_path):
     samples = ConversationDataset([tmp_path / "records"], shuffle=False)
     without, with_picture = samples[0], samples[1]
     assert (without["id"], with_picture["id"]) == ("llava:text", "llava:picture")
-    assert not any(isinstance(item, Image.Image) for item in pictures(without))
+    assert pictures(without) == []
     assert [isinstance(item, Image.Image) for item in pictures(with_picture)] == [True]
     assert "How many sides has a square?" in texts(without)[0]
+    processor, _ = tiny_processor_and_config()
+    batch = processor.prepare([without["conversation"], with_picture["conversation"]], return_labels=True)
+    assert (batch["input_ids"] == processor.image_token_id).any(dim=1).tolist() == [False, True]
+    assert (batch["labels"] != -100).any(dim=1).all()
+    alone = processor.prepare([without["conversation"]], return_labels=True)
+    assert "pixel_values" not in alone
 
 
 def pictures(sample: dict) -> list:
