@@ -31,6 +31,8 @@ COMMANDS = (
     "eval",
     "app",
     "scripts.train",
+    "scripts.benchmark",
+    "scripts.benchmark sample",
     "scripts.quickstart",
     "scripts.quickstart_report",
     "scripts.pretrain_tiny_tower",
