@@ -116,7 +116,7 @@ class InstanceIdReader(SegmentReader):
         super().__init__(name, options)
         inside = options.annotations / "gtFine"
         self._folder = inside if inside.is_dir() else options.annotations
-        self._last: tuple[Any, Picture, Mapping[int, Rle]] | None = None
+        self._last: tuple[Any, tuple[int, int], Mapping[int, Rle]] | None = None
 
     def stage(self, staging: StagingWriter) -> None:
         categories = [{"id": number, "name": label.name, "isthing": label.is_thing} for number, label in LABELS.items()]
@@ -140,21 +140,22 @@ class InstanceIdReader(SegmentReader):
 
     def read(self, unit: Unit) -> Iterator[RegionRecord | Rejection]:
         record_id = f"{self.name}:{unit.key}"
+        masks: Mapping[int, Rle] = {}
         try:
-            picture, masks = self._segments(unit)
+            size, masks = self._segments(unit)
+            path = find_picture(self.options.images, *_picture_names(unit.body["split"], str(unit.key)))
         except Unusable as problem:
-            yield Rejection(record_id, problem.reason, problem.detail, annotations=0)
+            yield Rejection(record_id, problem.reason, problem.detail, annotations=len(masks))
             return
         annotations = tuple(_annotation(number, mask) for number, mask in masks.items())
-        yield from self._read_picture(record_id, picture, replace(unit, annotations=annotations))
+        yield from self._read_picture(record_id, Picture(path, *size), replace(unit, annotations=annotations))
 
-    def _segments(self, unit: Unit) -> tuple[Picture, Mapping[int, Rle]]:
-        """The picture and the masks of its segments; the last ones are kept, since they are asked for twice."""
+    def _segments(self, unit: Unit) -> tuple[tuple[int, int], Mapping[int, Rle]]:
+        """Size of the picture and masks of its segments; the last ones are kept, since they are asked for twice."""
         if self._last is None or self._last[0] != unit.key:
             ids = read_id_map(self._folder, unit.body["png"], "grey")
-            path = find_picture(self.options.images, *_picture_names(unit.body["split"], str(unit.key)))
             masks = {number: mask for number, mask in masks_of(ids).items() if number not in _VOID}
-            self._last = unit.key, Picture(path, *ids.shape), masks
+            self._last = unit.key, (ids.shape[0], ids.shape[1]), masks
         return self._last[1:]
 
     def _name(self, annotation: Mapping[str, Any]) -> str:
