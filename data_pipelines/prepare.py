@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import random
 import shutil
+import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -210,9 +211,12 @@ class _Job:
 
     def _stage(self, reader: SourceReader) -> Staging:
         path = self.work / "staging.sqlite"
-        if not path.is_file():
-            with StagingWriter(path) as writer:
-                reader.stage(writer)
+        try:
+            if not path.is_file():
+                with StagingWriter(path) as writer:
+                    reader.stage(writer)
+        except sqlite3.Error as error:
+            raise OSError(f"{path} cannot be written: {error}; is the disk full?") from error
         return Staging(path)
 
     def _read(self, chunks: ChunkReader) -> list[ChunkResult]:
@@ -233,8 +237,8 @@ class _Job:
                     return self._taken(chunks, todo, in_order)
                 except BrokenProcessPool:
                     raise OSError(
-                        f"a reading process ended before its time, perhaps for lack of memory; what is finished is kept: "
-                        f"run the same command again, with fewer than {self.processes} processes"
+                        "a reading process ended before its time, perhaps for lack of memory; what is finished is "
+                        f"kept: run the same command again, with fewer than {self.processes} processes"
                     ) from None
                 finally:
                     pool.shutdown(wait=True, cancel_futures=True)

@@ -17,6 +17,7 @@ _LONGEST_ELEMENT = 1 << 26
 """Characters; a larger element is taken for a file that is broken."""
 
 _WHITE_SPACE = " \t\n\r"
+_AFTER_A_VALUE = frozenset(_WHITE_SPACE + ",]}")
 
 
 class Item(NamedTuple):
@@ -62,7 +63,8 @@ def stream_json_lines(path: Path) -> Iterator[Any]:
     number = 0
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
+            for line in file:
+                number += 1
                 if line.strip():
                     yield json.loads(line)
     except FileNotFoundError:
@@ -131,12 +133,13 @@ class _Reader:
                 if len(self._window) - self._place > _LONGEST_ELEMENT or not self._read_on():
                     raise ValueError(f"{error.msg} at character {self._passed + error.pos}") from None
                 continue
-            delimits_itself = isinstance(value, (str, list, dict))
-            if delimits_itself or end < len(self._window):
+            is_whole = isinstance(value, (str, list, dict)) or self._window[end : end + 1] in _AFTER_A_VALUE
+            if is_whole or len(self._window) - self._place > _LONGEST_ELEMENT:
                 self._place = end
                 return value
+            length = end - self._place
             if not self._read_on():
-                self._place = len(self._window)
+                self._place += length
                 return value
 
     def _skip(self, expected: str) -> str:
