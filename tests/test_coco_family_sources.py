@@ -137,20 +137,18 @@ def test_captions_of_visual_genome_answer_about_their_regions(tmp_path):
         ("visual-genome:1", "VG_100K/1.jpg"),
         ("visual-genome:2", "VG_100K_2/2.jpg"),
     ]
-    assert [(turn.role, turn.text) for turn in first.turns] == [
-        ("user", "<region1>"),
-        ("assistant", "ein Fahrrad, größer < 2 m 犬"),
-        ("user", "<region2>"),
-        ("assistant", "the sky"),
-    ]
-    assert [region.id for region in (*first.regions, *second.regions)] == ["1", "2", "21"]
+    assert names(first) == [("1", "ein Fahrrad, größer < 2 m 犬"), ("2", "the sky")]
+    assert names(second) == [("21", "the floor")]
+    assert first.turns == ()
+    answers = [turn["content"] for turn in conversation_of(first, "picture")[1::2]]
+    assert sorted(answers) == ["ein Fahrrad, größer < 2 m 犬", "the sky"]
     assert reasons(reading) == [
         ("1#3", "caption without text", 1),
         ("1#4", "caption holds a placeholder of the prompt", 1),
         ("1#5", "caption holds a placeholder of the prompt", 1),
         ("1#6", "caption without text", 1),
         ("1#7", "no segmentation", 1),
-        ("2#20", "caption that is not Unicode", 1),
+        ("2#20", "text that is not Unicode", 1),
         ("2#21", "segmentation reaches beyond the picture and was clipped", 0),
     ]
     assert_all_accounted_for(reading)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_pipelines.sources.json_stream import Item
+from data_pipelines.prompts.published import PARTIMAGENET_OBJECTS, PARTIMAGENET_PARTS
+
+if TYPE_CHECKING:
+    from data_pipelines.sources.json_stream import Item
 
 COCO_INSTANCES = "COCO instances"
 COCO_CAPTIONS = "COCO captions"
@@ -21,6 +24,14 @@ CAPTIONED_BOXES = "COCO boxes with captions"
 COCO_TEXTS = "COCO annotations with texts"
 COCO_PANOPTIC = "COCO panoptic"
 CITYSCAPES_PANOPTIC = "Cityscapes panoptic"
+OSPREY_CONVERSATIONS = "Osprey-724K conversations"
+OSPREY_DESCRIPTIONS = "Osprey-724K detailed descriptions"
+LLAVA = "LLaVA conversations"
+FERRET_BENCH = "Ferret-Bench questions"
+POPE = "POPE questions"
+VCR = "VCR questions"
+REGION_DESCRIPTIONS = "Visual Genome's region_descriptions.json"
+IMAGE_DATA = "Visual Genome's image_data.json"
 
 SOURCE_OF_FORMAT = {
     COCO_INSTANCES: "coco",
@@ -35,14 +46,22 @@ SOURCE_OF_FORMAT = {
     COCO_TEXTS: "custom",
     COCO_PANOPTIC: "panoptic",
     CITYSCAPES_PANOPTIC: "cityscapes",
+    OSPREY_CONVERSATIONS: "osprey-short-form, osprey-part-level, osprey-conversation, osprey-lvis-positive-negative",
+    OSPREY_DESCRIPTIONS: "osprey-detailed-description",
+    LLAVA: "llava",
+    FERRET_BENCH: "ferret-bench",
+    POPE: "pope",
+    VCR: "vcr",
+    REGION_DESCRIPTIONS: "visual-genome",
 }
-"""Which source reads a format that was recognised; the others are recognised only to be named."""
+"""Which sources read a format that was recognised; the others are recognised only to be named."""
+
+LISTS = frozenset(
+    (OSPREY_CONVERSATIONS, OSPREY_DESCRIPTIONS, LLAVA, FERRET_BENCH, POPE, VCR, REGION_DESCRIPTIONS, IMAGE_DATA)
+)
+"""Formats that are a list of objects, or have one object a line."""
 
 _SAMPLED = 1000
-_PART_OF_PARTIMAGENET = re.compile(
-    "(Quadruped|Biped|Fish|Bird|Snake|Reptile|Car|Bicycle|Boat|Aeroplane|Bottle) "
-    "(Head|Body|Foot|Tail|Hand|Fin|Wing|Tier|Side Mirror|Seat|Sail|Engine|Mouth)"
-)
 
 
 @dataclass
@@ -87,10 +106,9 @@ class Outline:
 
     def __str__(self) -> str:
         if list(self.members) == [""] or not self.members:
-            kind = self.members.get("", "dict")
-            return f"it holds a JSON {kind}, where an object with images and annotations is expected"
-        listed = ", ".join(sorted(self.members)[:8])
-        return f"it holds an object with {listed}, where images, annotations and categories are expected"
+            keys = ", ".join(sorted(self.keys_of(""))[:8])
+            return f"it holds a JSON {self.members.get('', 'dict')}" + (f" of objects with {keys}" if keys else "")
+        return f"it holds an object with {', '.join(sorted(self.members)[:8])}"
 
 
 class FormatCheck:
@@ -116,10 +134,17 @@ class FormatCheck:
         if found in self._expected:
             return
         if found is None:
-            raise ValueError(f"{self._path} is not {self._expected[0]}: {self._outline}")
-        source = SOURCE_OF_FORMAT.get(found)
-        remedy = f"use `{source}`" if source else "which no source reads"
-        raise ValueError(f"{self._path} is not {self._expected[0]}: this looks like {found}, {remedy}")
+            shape = "a list of objects" if self._expected[0] in LISTS else "an object with images and annotations"
+            raise ValueError(f"{self._path} is not {self._expected[0]}: {self._outline}, where {shape} is expected")
+        raise ValueError(f"{self._path} is not {self._expected[0]}: this looks like {named_with_source(found)}")
+
+
+def named_with_source(found: str) -> str:
+    """The format and what to do with a file of it, for the end of an error."""
+    sources = SOURCE_OF_FORMAT.get(found)
+    if sources is None:
+        return f"{found}, which no source reads"
+    return f"{found}, use " + " or ".join(f"`{source}`" for source in sources.split(", "))
 
 
 def recognise(outline: Outline) -> str | None:
@@ -147,7 +172,7 @@ def recognise(outline: Outline) -> str | None:
         return COCO_TEXTS
     if not outline.has_list("categories"):
         return None
-    if _are(outline.names, "categories", _PART_OF_PARTIMAGENET.fullmatch):
+    if _are(outline.names, "categories", _is_part_of_imagenet):
         return PARTIMAGENET
     return PASCAL_PART if _are(outline.names, "categories", _names_a_part) else COCO_INSTANCES
 
@@ -162,11 +187,28 @@ def _is_of_cityscapes(file_name: str) -> bool:
     return file_name.endswith("_gtFine_panoptic.png")
 
 
+def _is_part_of_imagenet(category: str) -> bool:
+    words = category.split()
+    return len(words) > 1 and words[0] in PARTIMAGENET_OBJECTS and words[1] in PARTIMAGENET_PARTS
+
+
 def _names_a_part(category: str) -> bool:
     return ":" in category
 
 
+_LIST_FORMATS: tuple[tuple[set[str], str], ...] = (
+    ({"annotation", "conversations"}, OSPREY_CONVERSATIONS),
+    ({"annotation", "description"}, OSPREY_DESCRIPTIONS),
+    ({"annotation", "question_id", "text"}, FERRET_BENCH),
+    ({"conversations"}, LLAVA),
+    ({"question_id", "text", "label"}, POPE),
+    ({"question_orig", "objects", "metadata_fn"}, VCR),
+    ({"id", "regions"}, REGION_DESCRIPTIONS),
+    ({"image_id", "url", "width", "height"}, IMAGE_DATA),
+    ({"image_id", "category_id"}, "COCO results"),
+)
+"""Keys that the elements of a list have, and the format; the first that fits."""
+
+
 def _recognise_list(keys: set[str]) -> str | None:
-    if "conversations" in keys or "description" in keys:
-        return "Osprey-724K" if "annotation" in keys else "LLaVA conversations"
-    return "COCO results" if {"image_id", "category_id"} <= keys else None
+    return next((name for needed, name in _LIST_FORMATS if needed <= keys), None)

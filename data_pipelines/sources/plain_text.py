@@ -6,20 +6,17 @@ from typing import Any
 
 from data_pipelines.records import REGION_REFERENCE
 from data_pipelines.sources.reader import Unusable
+from data_pipelines.sources.texts import shown, text_of
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 
 
 def plain_text(value: Any) -> str:
-    """The caption without white space around it.
+    """The caption without white space at its ends.
 
     Raises:
         Unusable: if it is no text, is empty, or would be taken for a placeholder or a reference to a region.
     """
-    if not isinstance(value, str) or not value.strip():
-        raise Unusable("caption without text", repr(value)[:80])
-    found = [mark for mark in (IMAGE_TOKEN, REGION_TOKEN) if mark in value] + REGION_REFERENCE.findall(value)
-    if found:
-        raise Unusable("caption holds a placeholder of the prompt", repr(value)[:80])
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise Unusable("caption that is not Unicode", repr(value)[:80])
-    return value.strip()
+    caption = text_of(value, "caption without text")
+    if IMAGE_TOKEN in caption or REGION_TOKEN in caption or REGION_REFERENCE.search(caption):
+        raise Unusable("caption holds a placeholder of the prompt", shown(caption))
+    return caption

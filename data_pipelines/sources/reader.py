@@ -20,6 +20,7 @@ from data_pipelines.staging import Key, StagingWriter, Unit
 
 _COCO_PREFIX = re.compile(r"COCO_(?:train|val|test)20\d\d_(?=\d{12}\.)")
 _LARGEST_INTEGER_ID = 2**63 - 1
+_SHOWN_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -166,12 +167,13 @@ def find_picture(root: Path, *names: str) -> str:
     """
     for candidate in (form for name in names for form in (name, _COCO_PREFIX.sub("", name))):
         try:
-            path = confined_path(root, candidate)
+            if confined_path(root, candidate).is_file():
+                return candidate
         except ValueError as error:
             raise Unusable("image path leaves the image folder", str(error)) from None
-        if path.is_file():
-            return candidate
-    raise Unusable("picture not found", " or ".join(dict.fromkeys(names)))
+        except OSError:
+            continue
+    raise Unusable("picture not found", " or ".join(dict.fromkeys(names))[:_SHOWN_NAME])
 
 
 def as_key(value: Any) -> Key | None:

@@ -10,17 +10,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.records import Region, Turn
 from data_pipelines.sources.coco import CocoReader
 from data_pipelines.sources.formats import REFCOCO_REEXPORT
 from data_pipelines.sources.reader import SourceOptions, SourceReader, Unusable
+from data_pipelines.sources.signatures import is_pickle
 from data_pipelines.staging import Unit
-
-_PICKLE_STARTS = (b"\x80", b"(l", b"(d", b"]", b"}")
-"""A protocol number, or an empty list or dictionary in the older protocols without one. No JSON file starts so."""
 
 _ORIGINS = ("original_id", "dataset_name")
 
@@ -28,18 +25,11 @@ _ORIGINS = ("original_id", "dataset_name")
 def open_refer(name: str, options: SourceOptions) -> SourceReader:
     """The reader of the re-export, or of the original pickle or folder."""
     path = options.annotations
-    if path.is_dir() or path.suffix in {".p", ".pkl", ".pickle"} or _starts_as_pickle(path):
+    if path.is_dir() or path.suffix == ".p" or is_pickle(path):
         from data_pipelines.sources.refer import ReferReader
 
         return ReferReader(name, options)
     return RefCocoReader(name, options)
-
-
-def _starts_as_pickle(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(2).startswith(_PICKLE_STARTS)
 
 
 class RefCocoReader(CocoReader):

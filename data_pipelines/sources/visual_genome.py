@@ -3,7 +3,7 @@
 ```
 {"images": [{"id": 1, "file_name": "VG_100K/2338989.jpg", ...}], "categories": [...],
  "annotations": [{"id": 7, "image_id": 1, "segmentation": ..., "caption": "a parked red bicycle"}]}
-   ─► RegionRecord("visual-genome:1", turns=(user "<region1>", assistant "a parked red bicycle", user "<region2>", ...))
+   ─► RegionRecord("visual-genome:1", regions=(Region(mask, "a parked red bicycle"), ...))
 ```
 """
 
@@ -12,13 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.records import Problem, Region, Turn
 from data_pipelines.sources.coco import CocoReader
 from data_pipelines.sources.formats import VISUAL_GENOME_REEXPORT
 from data_pipelines.sources.json_stream import stream_json
 from data_pipelines.sources.plain_text import plain_text
-from data_pipelines.sources.reader import Picture, SourceOptions, SourceReader
-from data_pipelines.staging import Unit
+from data_pipelines.sources.reader import SourceOptions, SourceReader
 
 PICTURE_FOLDERS = ("VG_100K", "VG_100K_2")
 
@@ -34,7 +32,7 @@ def open_visual_genome(name: str, options: SourceOptions) -> SourceReader:
 
 
 class VisualGenomeReader(CocoReader):
-    """One record a picture: the source's own question is asked about each region, its caption is the answer.
+    """One record a picture; regions are named by their captions, which answer the source's own question about them.
 
     Pictures are looked for under the path of the file, under its last part alone, and in Visual Genome's two folders.
     """
@@ -48,17 +46,5 @@ class VisualGenomeReader(CocoReader):
             names += [last, *(f"{folder}/{last}" for folder in PICTURE_FOLDERS)]
         return names
 
-    def _region(self, annotation: Mapping[str, Any], picture: Picture) -> tuple[Region, list[Problem]]:
-        plain_text(annotation.get("caption"))
-        return super()._region(annotation, picture)
-
-    def _turns(self, unit: Unit, regions: Sequence[Region]) -> Sequence[Turn]:
-        turns = []
-        for number, annotation in enumerate(self._annotations_of(unit, regions), start=1):
-            caption = plain_text(annotation["caption"])
-            turns += [Turn("user", f"<region{number}>"), Turn("assistant", caption)]
-        return turns
-
     def _name(self, annotation: Mapping[str, Any]) -> str:
-        """The category's name where the file has one; the caption does not need it."""
-        return self._category_name(annotation)
+        return plain_text(annotation.get("caption"))
