@@ -25,6 +25,7 @@ COMMANDS = (
     "data_pipelines",
     "data_pipelines synthesize",
     "data_pipelines prepare",
+    "data_pipelines generate",
     "data_pipelines show",
     "data_pipelines validate",
     "eval",
