@@ -43,6 +43,7 @@ class Benchmark:
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
+    "prepare": Benchmark("prepare", "preparing a COCO file of a million annotations, and opening the result"),
     "sample": Benchmark(
         "sample", "one training sample part by part: picture, tiles, regions, text; against bare libraries"
     ),

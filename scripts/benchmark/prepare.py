@@ -6,6 +6,7 @@ standard library's parser, which reads the same file in one piece and makes noth
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,16 @@ class Run:
     output: str
 
 
-def run(annotations: int = 1_000_000, images: int = 100_000, processes: int = 2) -> dict[str, Any]:
-    """Measure, and return the figures by name; times in seconds, memory in MiB."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--annotations", type=int, default=1_000_000, metavar="N", help="of the file (%(default)s)")
+    parser.add_argument("--images", type=int, default=100_000, metavar="N", help="of the file (%(default)s)")
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="beside one (%(default)s)")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Times in seconds, memory in MiB, by name."""
+    annotations, images = options.annotations, options.images
     with tempfile.TemporaryDirectory(prefix="benchmark-prepare-") as name:
         folder = Path(name)
         path = draw_source(folder, annotations, images)
@@ -70,7 +79,7 @@ def run(annotations: int = 1_000_000, images: int = 100_000, processes: int = 2)
         prepare = [sys.executable, "-m", "data_pipelines", "prepare", *arguments]
         runs = {
             count: watch([*prepare, "--out", str(folder / f"records-{count}"), "--processes", str(count)])
-            for count in sorted({1, processes})
+            for count in sorted({1, options.processes})
         }
         opened = [
             [float(value) for value in watch([sys.executable, "-c", _OPEN, str(folder / "records-1")]).output.split()]
@@ -82,32 +91,32 @@ def run(annotations: int = 1_000_000, images: int = 100_000, processes: int = 2)
             "file_mib": path.stat().st_size / 2**20,
             "records_mib": sum(file.stat().st_size for file in (folder / "records-1").iterdir()) / 2**20,
             "parse": vars(parse) | {"output": None},
-            "prepare": {count: vars(result) | {"output": None} for count, result in runs.items()},
+            "prepare": {str(count): vars(result) | {"output": None} for count, result in runs.items()},
             "open_seconds": max(values[0] for values in opened),
             "record_microseconds": 1e6 * max(values[1] for values in opened),
             "open_mib_a_worker": max(values[2] for values in opened),
         }
 
 
-def table(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    """The figures as rows for people."""
-    parse = figures["parse"]
+def table(result: Mapping[str, Any]) -> str:
+    """The figures, for people."""
+    floor = result["parse"]
     rows = [
-        ("annotations, images", f"{figures['annotations']:,}, {figures['images']:,}"),
-        ("annotation file, records", f"{figures['file_mib']:.0f} MiB, {figures['records_mib']:.0f} MiB"),
-        ("floor: json.load alone", f"{parse['seconds']:.0f} s, peak {parse['peaks'][0]:.0f} MiB"),
+        ("annotations, images", f"{result['annotations']:,}, {result['images']:,}"),
+        ("annotation file, records", f"{result['file_mib']:.0f} MiB, {result['records_mib']:.0f} MiB"),
+        ("floor: json.load alone", f"{floor['seconds']:.0f} s, peak {floor['peaks'][0]:.0f} MiB"),
     ]
-    for count, result in figures["prepare"].items():
-        peaks = ", ".join(f"{peak:.0f}" for peak in result["peaks"])
-        ratio = result["seconds"] / parse["seconds"]
+    for count, run in result["prepare"].items():
+        peaks = ", ".join(f"{peak:.0f}" for peak in run["peaks"])
+        ratio = run["seconds"] / floor["seconds"]
         rows.append(
-            (f"prepare, {count} processes", f"{result['seconds']:.0f} s ({ratio:.1f} × floor), peaks {peaks} MiB")
+            (f"prepare, processes: {count}", f"{run['seconds']:.0f} s ({ratio:.1f} x floor), peaks {peaks} MiB")
         )
     rows += [
-        ("opening the records", f"{figures['open_seconds']:.2f} s, {figures['open_mib_a_worker']:.0f} MiB a worker"),
-        ("one record, at random", f"{figures['record_microseconds']:.0f} µs"),
+        ("opening the records", f"{result['open_seconds']:.2f} s, {result['open_mib_a_worker']:.0f} MiB a process"),
+        ("one record, at random", f"{result['record_microseconds']:.0f} microseconds"),
     ]
-    return rows
+    return "\n".join(f"{name:<26}{value}" for name, value in rows)
 
 
 def draw_source(folder: Path, annotations: int, images: int) -> Path:
