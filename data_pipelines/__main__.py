@@ -1,4 +1,4 @@
-"""`python -m data_pipelines`: prepare, merge, synthesize, show, validate."""
+"""`python -m data_pipelines`: prepare, merge, synthesize, generate, show, validate."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from data_pipelines.commands import merge, prepare, show, synthesize, validate
+from data_pipelines.generation.command import add_generate
 
 PROGRAM = "python -m data_pipelines"
-COMMANDS = (prepare, merge, synthesize, show, validate)
+ADD_COMMAND = (
+    prepare.add_parser,
+    merge.add_parser,
+    synthesize.add_parser,
+    add_generate,
+    show.add_parser,
+    validate.add_parser,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description="Published annotation files to folders of region records that training reads."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_parser(commands)
+    for add_command in ADD_COMMAND:
+        add_command(commands)
     return parser
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordFolder
-from data_pipelines.sources.formats import SOURCE_OF_FORMAT, Outline, recognise
+from data_pipelines.sources.formats import Outline, named_with_source, recognise
 from data_pipelines.sources.json_stream import stream_json
+from data_pipelines.sources.signatures import json_lines_of, looks_like
 from data_pipelines.validation import TokenBudget, ValidationReport, validate
 
 
@@ -55,16 +56,17 @@ def validate_annotations(
 
 def unnamed_source(path: Path) -> ValueError:
     """The error that a file cannot be read without naming its source, with what it looks like."""
-    outline = Outline()
-    try:
-        for item in stream_json(path):
-            outline.see(item)
-    except ValueError as error:
-        return ValueError(f"{error}; name its source with --source")
-    found = recognise(outline)
+    found = looks_like(path)
     if found is None:
-        return ValueError(f"{path} is of no known format: {outline}; name its source with --source")
-    source = SOURCE_OF_FORMAT.get(found)
-    if source is None:
-        return ValueError(f"{path} looks like {found}, which no source reads")
-    return ValueError(f"{path} looks like {found}; validate it with --source {source} --images DIR")
+        outline = Outline()
+        try:
+            for item in stream_json(path):
+                outline.see(item)
+        except ValueError as error:
+            found = json_lines_of(path)
+            if found is None:
+                return ValueError(f"{error}; name its source with --source")
+        else:
+            name = recognise(outline)
+            found = named_with_source(name) if name else f"no known format: {outline}"
+    return ValueError(f"{path} looks like {found}; validate it with --source NAME --images DIR")

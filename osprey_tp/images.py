@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 100_000_000
 """Default limit of height times width of a picture."""
@@ -30,6 +30,8 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 _SIXTEEN_BIT_TO_EIGHT = 257
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Values of EXIF's orientation that swap height and width."""
 
 
 def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -60,6 +62,18 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _array_to_rgb(source, max_pixels, f"array of shape {source.shape}")
     raise ValueError(f"a picture is a path, a PIL picture, an array or a tensor, not {type(source).__name__}")
+
+
+def picture_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) in pixels of what `load_image` makes of a file, without decoding it where its header says enough.
+
+    Raises:
+        ValueError: As `open_picture`.
+    """
+    name = f"picture {path}"
+    with decoding(name), open_picture(path, max_pixels, name) as picture:
+        lies_on_its_side = picture.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
+        return (picture.width, picture.height) if lies_on_its_side else (picture.height, picture.width)
 
 
 def open_picture(path: str | Path, max_pixels: int, name: str) -> Image.Image:

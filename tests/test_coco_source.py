@@ -1,5 +1,7 @@
 """What comes out of COCO-like files, and why the rest does not."""
 
+import importlib
+
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
@@ -77,8 +79,11 @@ TRAPS = [
     ("empty segmentation", [[]], {}),
     ("degenerate polygon", [[1, 1, 9, 9]], {}),
     ("degenerate polygon", [[1, 1], [2, 2, 5, 5]], {}),
-    ("segmentation leaves the picture", [polygon(WIDTH + 5, 2, WIDTH + 9, 9)], {}),
-    ("segmentation leaves the picture", [polygon(-30, -30, -5, -5)], {}),
+    ("segmentation lies outside the picture", [polygon(WIDTH + 5, 2, WIDTH + 9, 9)], {}),
+    ("segmentation lies outside the picture", [polygon(-30, -30, -5, -5)], {}),
+    ("segmentation lies outside the picture", [polygon(-30, -3e18, -5, -1e18)], {}),
+    ("outline too long to be drawn", [polygon(1, 1, 1e9, 9)], {}),
+    ("outline too long to be drawn", [[1, 1, 50, 9] * 100_000], {}),
     ("segmentation covers no pixel", compressed(box_mask(0, 0, 0, 0)), {}),
     ("mask of another size than the picture", compressed(box_mask(0, 0, 3, 3, WIDTH, HEIGHT)), {}),
     ("malformed segmentation", {"size": [HEIGHT, WIDTH], "counts": [5, 5]}, {}),
@@ -261,12 +266,26 @@ def test_unreadable_input_is_named(tmp_path):
         read(tmp_path, tmp_path / "cut.json", "coca")
 
 
-def test_every_registered_source_opens(tmp_path):
-    files = {"captions": write_captions, "coco": write_simple_instances, "synthetic": write_simple_instances}
-    for name, entry in SOURCES.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "images").mkdir()
-        records, _, _ = read(folder, files.get(name, write_referring)(folder), name)
-        assert {record.source for record in records} == {name}
-        assert entry.summary
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("coco", write_simple_instances),
+        ("synthetic", write_simple_instances),
+        ("captions", write_captions),
+        ("refcoco", write_referring),
+        ("refcoco+", write_referring),
+        ("refcocog", write_referring),
+    ],
+)
+def test_records_carry_the_name_of_their_source(tmp_path, name, write):
+    (tmp_path / "images").mkdir()
+    records, _, _ = read(tmp_path, write(tmp_path), name)
+    assert {record.source for record in records} == {name}
+    assert {record.id.partition(":")[0] for record in records} == {name}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_registered_source_has_a_reader_and_says_what_it_is(name):
+    module, _, maker = SOURCES[name].reader.partition(":")
+    assert callable(getattr(importlib.import_module(f"data_pipelines.sources.{module}"), maker))
+    assert SOURCES[name].summary

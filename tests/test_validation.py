@@ -433,9 +433,11 @@ def test_a_raw_file_is_read_as_prepare_would_and_nothing_is_written(tmp_path, mo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{}/instances.json"], "looks like COCO instances; validate it with --source coco --images DIR"),
-        (["{}/captions.json"], "looks like COCO captions; validate it with --source captions"),
-        (["{}/list.json"], "of no known format"),
+        (["{}/instances.json"], "looks like COCO instances, use `coco`; validate it with --source NAME --images DIR"),
+        (["{}/captions.json"], "looks like COCO captions, use `captions`"),
+        (["{}/list.json"], "no known format: it holds a JSON list"),
+        (["{}/lines.jsonl"], "looks like JSON Lines of LLaVA conversations, use `llava`"),
+        (["{}/images/000000000001.jpg"], "looks like a JPEG picture"),
         (["{}/text.txt"], "cannot be read as JSON"),
         (["{}/instances.json", "--source", "coco"], "name it with --images DIR"),
         (["{}/captions.json", "--source", "coco", "--images", "{}/images"], "use `captions`"),
@@ -452,6 +454,7 @@ def test_what_cannot_be_done_is_one_line(tmp_path, capsys, arguments, message):
     prepared(tmp_path)
     write_captions(tmp_path)
     (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "lines.jsonl").write_text('{"id": 1, "conversations": []}\n' * 2)
     (tmp_path / "text.txt").write_text("no JSON")
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()

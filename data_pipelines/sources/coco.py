@@ -14,13 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from pycocotools import mask as mask_utils
-
-from data_pipelines.records import Region, RegionRecord, Rejection, Turn
+from data_pipelines.records import Problem, Region, RegionRecord, Rejection, Turn
 from data_pipelines.sources.coco_like import CocoLikeReader
 from data_pipelines.sources.formats import COCO_INSTANCES
 from data_pipelines.sources.reader import Picture, Unusable, as_key
-from data_pipelines.sources.segmentation import read_segmentation
+from data_pipelines.sources.segmentation import Rle, box_of, read_segmentation
 from data_pipelines.staging import Unit
 
 
@@ -42,13 +40,12 @@ class CocoReader(CocoLikeReader):
         for annotation in unit.annotations:
             region_id = f"{record_id}#{annotation['id']}"
             try:
-                region, left_out = self._region(annotation, picture)
+                region, notes = self._region(annotation, picture)
             except Unusable as problem:
                 yield Rejection(region_id, problem.reason, problem.detail)
                 continue
-            if left_out:
-                detail = f"{left_out} of fewer than 3 points"
-                yield Rejection(region_id, "degenerate polygon left out of its region", detail, annotations=0)
+            for note in notes:
+                yield Rejection(region_id, note.reason, note.detail, annotations=0)
             regions.append(region)
         try:
             yield self._record(record_id, picture, unit, regions)
@@ -71,14 +68,22 @@ class CocoReader(CocoLikeReader):
         """What else the source says of the picture; may raise `Unusable`."""
         return {}
 
-    def _region(self, annotation: Mapping[str, Any], picture: Picture) -> tuple[Region, int]:
-        """The region, and how many of its polygons were left out."""
+    def _annotations_of(self, unit: Unit, regions: Sequence[Region]) -> list[Mapping[str, Any]]:
+        """The annotation that each region was made from."""
+        by_id = {str(annotation["id"]): annotation for annotation in unit.annotations}
+        return [by_id[region.id] for region in regions]
+
+    def _region(self, annotation: Mapping[str, Any], picture: Picture) -> tuple[Region, list[Problem]]:
+        """The region, and a note for what was left out of it."""
         if annotation.get("iscrowd") and not self.options.include_crowd:
             raise Unusable("crowd region")
         name = self._name(annotation)
-        rle, left_out = read_segmentation(annotation.get("segmentation"), picture.height, picture.width)
-        x, y, width, height = (float(value) for value in mask_utils.toBbox(rle))
-        return Region(rle, name, (x, y, x + width, y + height), str(annotation["id"])), left_out
+        rle, notes = self._mask(annotation, picture)
+        return Region(rle, name, box_of(rle), str(annotation["id"])), notes
+
+    def _mask(self, annotation: Mapping[str, Any], picture: Picture) -> tuple[Rle, list[Problem]]:
+        """The annotation's mask, and a note for what was left out of it; may raise `Unusable`."""
+        return read_segmentation(annotation.get("segmentation"), picture.height, picture.width)
 
     def _name(self, annotation: Mapping[str, Any]) -> str:
         """The name of the region; may raise `Unusable`."""

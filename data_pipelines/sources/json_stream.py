@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from data_pipelines.sources.signatures import json_lines_of, looks_like
+
 _PIECE = 1 << 20
 _LONGEST_ELEMENT = 1 << 26
 """Characters; a larger element is taken for a file that is broken."""
@@ -50,8 +52,9 @@ def stream_json(path: Path) -> Iterator[Item]:
     except RecursionError:
         raise ValueError(f"annotation file {path} cannot be read as JSON: it is nested too deeply") from None
     except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"annotation file {path} cannot be read as JSON: {reason}") from None
+        raise ValueError(
+            f"annotation file {path} cannot be read as JSON: {_reason(error, looks_like(path) or json_lines_of(path))}"
+        ) from None
 
 
 def stream_json_lines(path: Path) -> Iterator[Any]:
@@ -70,8 +73,14 @@ def stream_json_lines(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise ValueError(f"annotation file {path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = _reason(error, looks_like(path))
         raise ValueError(f"annotation file {path}, line {number}, cannot be read as JSON: {reason}") from None
+
+
+def _reason(error: Exception, found: str | None) -> str:
+    """What is wrong with a file, after what it was found to be where that is something else."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return reason if found is None else f"this looks like {found} ({reason})"
 
 
 class _Reader:

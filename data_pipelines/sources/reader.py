@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from data_pipelines.staging import Key, StagingWriter, Unit
 
 _COCO_PREFIX = re.compile(r"COCO_(?:train|val|test)20\d\d_(?=\d{12}\.)")
 _LARGEST_INTEGER_ID = 2**63 - 1
+_SHOWN_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,15 @@ class SourceReader(ABC):
             Unusable: if it has no size, no file name, or no file inside the image folder.
         """
         height, width = _side(entry, "height"), _side(entry, "width")
+        names = self._picture_names(entry)
+        if not names:
+            raise Unusable("picture without a file name", repr(entry.get("file_name")))
+        return Picture(find_picture(self.options.images, *names), height, width)
+
+    def _picture_names(self, entry: Mapping[str, Any]) -> Sequence[str]:
+        """Where the entry's picture may be below the image folder, the likeliest first; empty if it does not say."""
         name = entry.get("file_name")
-        if not isinstance(name, str):
-            raise Unusable("picture without a file name", repr(name))
-        return Picture(find_picture(self.options.images, name), height, width)
+        return [name] if isinstance(name, str) else []
 
 
 def _side(entry: Mapping[str, Any], name: str) -> int:
@@ -151,20 +157,23 @@ def _side(entry: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def find_picture(root: Path, name: str) -> str:
-    """Path relative to `root` of the picture of that name, with or without COCO's `COCO_train2014_` in front.
+def find_picture(root: Path, *names: str) -> str:
+    """Path relative to `root` of the first of these names that a picture has.
+
+    Each name may be that of a file without COCO's `COCO_train2014_` in front.
 
     Raises:
         Unusable: if there is no such file, or the path leaves the root.
     """
-    for candidate in (name, _COCO_PREFIX.sub("", name)):
+    for candidate in (form for name in names for form in (name, _COCO_PREFIX.sub("", name))):
         try:
-            path = confined_path(root, candidate)
+            if confined_path(root, candidate).is_file():
+                return candidate
         except ValueError as error:
             raise Unusable("image path leaves the image folder", str(error)) from None
-        if path.is_file():
-            return candidate
-    raise Unusable("picture not found", name)
+        except OSError:
+            continue
+    raise Unusable("picture not found", " or ".join(dict.fromkeys(names))[:_SHOWN_NAME])
 
 
 def as_key(value: Any) -> Key | None:
