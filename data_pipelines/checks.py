@@ -52,12 +52,16 @@ def read_row(folder: RecordFolder, place: int) -> RegionRecord | Problem:
     return record
 
 
-def problems_of(record: RegionRecord, purpose: Purpose) -> list[Problem]:
-    """Everything that would break `purpose` on this record and can be told without its picture."""
+def problems_of(record: RegionRecord, purpose: Purpose, areas: Sequence[int | Problem] | None = None) -> list[Problem]:
+    """Everything that would break `purpose` on this record and can be told without its picture.
+
+    `areas` is what `mask_area` says of each region, if that is known already.
+    """
     problems = record_problems(record, purpose)
-    for number, region in enumerate(record.regions, start=1):
-        for problem in (mask_problem(region, record), box_problem(region, record)):
-            if problem is not None:
+    areas = [mask_area(region, record) for region in record.regions] if areas is None else areas
+    for number, (region, area) in enumerate(zip(record.regions, areas, strict=True), start=1):
+        for problem in (area, box_problem(region, record)):
+            if isinstance(problem, Problem):
                 problems.append(Problem(problem.reason, f"region{number}: {problem.detail}"))
     for name in SPOKEN_METADATA:
         problem = spoken_problem(record.metadata.get(name, ""), record)
@@ -78,13 +82,13 @@ def spoken_problem(text: Any, record: RegionRecord) -> Problem | None:
     return next(iter(record_problems(probe, "training")), None)
 
 
-def mask_problem(region: Region, record: RegionRecord) -> Problem | None:
-    """Why the region's mask cannot be used."""
+def mask_area(region: Region, record: RegionRecord) -> int | Problem:
+    """Source pixels inside the region, or why its mask cannot be used."""
     try:
         area = rle_area(region.segmentation, record.height, record.width)
     except ValueError as error:
         return Problem("malformed mask", str(error))
-    return None if area else Problem("empty region", "no pixel is inside")
+    return area or Problem("empty region", "no pixel is inside")
 
 
 def box_problem(region: Region, record: RegionRecord) -> Problem | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_pipelines.checks import SPOKEN_METADATA, box_problem, mask_problem, spoken_problem
+from data_pipelines.checks import SPOKEN_METADATA, box_problem, mask_area, spoken_problem
 from data_pipelines.records import (
     REGION_REFERENCE,
     Problem,
@@ -139,7 +139,8 @@ def _broken_regions(record: RegionRecord, purpose: Purpose) -> dict[int, Problem
     """Numbers of the regions that have to go, with the reason; a name that speaks of one of them is a reason too."""
     broken: dict[int, Problem] = {}
     for number, region in enumerate(record.regions, start=1):
-        problem = mask_problem(region, record) or _name_problem(record, number, purpose)
+        area = mask_area(region, record)
+        problem = area if isinstance(area, Problem) else _name_problem(record, number, purpose)
         if problem is not None:
             broken[number] = problem
     while True:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.records import REGION_REFERENCE, RegionRecord
-from osprey_tp.masks import rle_area
 
 if TYPE_CHECKING:
     from data_pipelines.lengths import TokenCounts
@@ -92,16 +91,16 @@ class RecordStatistics:
     tokens: Counter[str] = field(default_factory=Counter)
     longest: tuple[int, str] = (0, "")
 
-    def see(self, record: RegionRecord) -> None:
-        """Take in a record; masks that cannot be read are passed over."""
+    def see(self, record: RegionRecord, areas: Sequence[int]) -> None:
+        """Take in a record and the areas, in source pixels, of those regions whose masks can be used."""
         self.records += 1
         self.regions += len(record.regions)
         if record.has_image:
             self.regions_per_record[len(record.regions)] += 1
         else:
             self.text_only += 1
-        for region in record.regions:
-            self._see_area(region.segmentation, record.height, record.width)
+        for area in areas:
+            self._see_area(area, record.height * record.width)
         for text in questions_of(record):
             if is_own_question(text):
                 self.own_questions += 1
@@ -110,16 +109,10 @@ class RecordStatistics:
         for text in answers_of(record):
             self.answers.see(text)
 
-    def _see_area(self, segmentation: Mapping[str, Any], height: int, width: int) -> None:
-        try:
-            area = rle_area(segmentation, height, width)
-        except ValueError:
-            return
-        if area:
-            size = next((name for name, limit in AREA_SIZES.items() if area < limit), "large")
-            self.area_sizes[size] += 1
-            share = area / (height * width)
-            self.area_shares[next(index for index, limit in enumerate(AREA_SHARES) if share <= limit)] += 1
+    def _see_area(self, area: int, of_picture: int) -> None:
+        self.area_sizes[next((name for name, limit in AREA_SIZES.items() if area < limit), "large")] += 1
+        share = area / of_picture
+        self.area_shares[next(index for index, limit in enumerate(AREA_SHARES) if share <= limit)] += 1
 
     def see_length(self, record: RegionRecord, counts: TokenCounts) -> None:
         """Take in how long a sample is."""

@@ -26,6 +26,7 @@ from data_pipelines.checks import (
     REPEATED_ID,
     TOO_LONG,
     UNLABELLED,
+    mask_area,
     picture_size,
     problems_of,
     read_row,
@@ -248,8 +249,9 @@ def _check_part(folder: RecordFolder, budget: TokenBudget | None, places: Sequen
             part.found.add(name, record)
             part.entries.append(Entry(place, name, "", 0, 0, 0, True))
             continue
-        problems = problems_of(record, folder.purpose)
-        part.statistics.see(record)
+        areas = [mask_area(region, record) for region in record.regions]
+        problems = problems_of(record, folder.purpose, areas)
+        part.statistics.see(record, [area for area in areas if isinstance(area, int)])
         part.texts["question"].update(text for text in questions_of(record) if not is_own_question(text))
         part.texts["answer"].update(answers_of(record))
         if not problems:
