@@ -17,9 +17,11 @@ from typing import Any, ClassVar
 
 from data_pipelines.records import RegionRecord, Rejection, confined_path
 from data_pipelines.staging import Key, StagingWriter, Unit
+from osprey_tp.images import picture_size
 
 _COCO_PREFIX = re.compile(r"COCO_(?:train|val|test)20\d\d_(?=\d{12}\.)")
 _LARGEST_INTEGER_ID = 2**63 - 1
+_SHOWN_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,29 @@ def find_picture(root: Path, name: str) -> str:
     """
     for candidate in (name, _COCO_PREFIX.sub("", name)):
         try:
-            path = confined_path(root, candidate)
+            if confined_path(root, candidate).is_file():
+                return candidate
         except ValueError as error:
             raise Unusable("image path leaves the image folder", str(error)) from None
-        if path.is_file():
-            return candidate
-    raise Unusable("picture not found", name)
+        except OSError:
+            break
+    raise Unusable("picture not found", name[:_SHOWN_NAME])
+
+
+def measured_picture(root: Path, name: Any) -> Picture:
+    """The picture of that name, where the annotation file does not say its size: its header does.
+
+    Raises:
+        Unusable: as `find_picture`, or if the file is no picture.
+    """
+    if not isinstance(name, str):
+        raise Unusable("picture without a file name", repr(name)[:_SHOWN_NAME])
+    path = find_picture(root, name)
+    try:
+        height, width = picture_size(confined_path(root, path))
+    except ValueError as error:
+        raise Unusable("picture cannot be read", str(error)) from None
+    return Picture(path, height, width)
 
 
 def as_key(value: Any) -> Key | None:
