@@ -2,30 +2,41 @@
 
 ```
 record.regions, record.turns ─► exchanges (question, answer) ─► chosen and ordered by the seed
-    ─► <region2> becomes <mask>, or region2 where a region is spoken of more than once ─► messages
+    ─► <region2> becomes <mask>, or region2 where regions are introduced by name ─► messages
 ```
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from data_pipelines.prompts import PromptForm, PromptStyle, prompt_form
+from data_pipelines.prompts.form import REGION_LIST
 from data_pipelines.records import REGION_REFERENCE, RegionRecord
 from osprey_tp.prompts import REGION_TOKEN, region_introduction, region_name
 
 Conversation = list[dict[str, Any]]
 
+Asked = Literal["own words", "region", "name", "picture", "explanation"]
+"""Who words a question: the record in its own words, or the source: about a region, about a region whose name is the
+answer, about the whole picture, about the reason of the answer before."""
+
+_SAYS_HOW_TO_ANSWER = re.compile(
+    r"\b(answer|reply|respond|yes or no|(one|single) word|short phrase)\b", flags=re.IGNORECASE
+)
+
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and its answer, referring to regions as `<region1>`, `<region2>`, ..."""
+    """A question and its answer (None: still open), referring to regions as `<region1>`, `<region2>`, ..."""
 
     question: str
-    answer: str
+    answer: str | None
+    asked: Asked
 
     @property
     def asked_regions(self) -> list[int]:
@@ -35,12 +46,7 @@ class Exchange:
     @property
     def all_regions(self) -> list[int]:
         """As `asked_regions`, of question and answer."""
-        return [int(number) for number in REGION_REFERENCE.findall(self.question + self.answer)]
-
-    @property
-    def asks_own_question(self) -> bool:
-        """Whether the source's own question is asked: about one region, or about the picture."""
-        return not self.question or REGION_REFERENCE.fullmatch(self.question) is not None
+        return [int(number) for number in REGION_REFERENCE.findall(self.question + (self.answer or ""))]
 
 
 def conversation_of(
@@ -54,9 +60,12 @@ def conversation_of(
 ) -> Conversation:
     """The messages for `OspreyTPProcessor.prepare`: the picture with the regions that are used, questions, answers.
 
+    A record that ends with a question keeps all its turns, and the messages end with that question, for
+    `add_generation_prompt`. A record of text alone gives messages of text alone.
+
     Args:
         record: Its id and `epoch` seed every choice, so that a sample can be made again.
-        image: Picture in any form that the processor takes.
+        image: Picture in any form that the processor takes; None for a record of text alone.
         prompt_style: `clean` or `published` wording (`data_pipelines.prompts`).
         epoch: Another epoch makes other choices.
         max_regions: Most regions in the conversation, if that is less than the source's own limit; at least 1.
@@ -66,31 +75,58 @@ def conversation_of(
         Messages; regions are compressed RLE in source pixels, in the order of their `<mask>` in the texts.
 
     Raises:
-        ValueError: naming the record, if it has nothing to ask or a reference to a region that it does not have.
+        ValueError: naming the record, if it has nothing to ask, a reference to a region that it does not have, or a
+            question about a picture that it does not have.
     """
     form = prompt_form(record.source, prompt_style)
     chooser = random.Random(f"{record.id}/{epoch}")
     limit = min((value for value in (form.max_regions, max_regions) if value is not None), default=None)
-    exchanges = _chosen(_exchanges_of(record), form, chooser, limit)
+    exchanges = _chosen(_exchanges_of(record, form), form, chooser, limit)
+    _require_sense(exchanges, record)
+    wordings = _Wordings(form, chooser, paraphrase)
+    if _needs_introduction(exchanges, record, form):
+        numbers, introduction, texts = _introduced(exchanges, record, form, wordings, limit)
+    else:
+        numbers, introduction, texts = _inline(exchanges, wordings)
+    masks = [record.regions[number - 1].segmentation for number in numbers]
+    messages = _messages(texts if form.angle_brackets else _without_angle_brackets(texts))
+    if record.has_image:
+        opening = introduction + messages[0]["content"]
+        text = {"type": "text", "text": (form.lead + opening).strip()}
+        messages[0]["content"] = [{"type": "image", "image": image, "regions": masks}, text]
+    return messages
+
+
+def _exchanges_of(record: RegionRecord, form: PromptForm) -> list[Exchange]:
+    if not record.turns:
+        names = [re.sub("[_:]", " ", region.name) if form.spaced_names else region.name for region in record.regions]
+        return [Exchange(f"<region{number}>", name, "name") for number, name in enumerate(names, start=1)]
+    questions = [turn.text for turn in record.turns[::2]]
+    answers: list[str | None] = [turn.text for turn in record.turns[1::2]]
+    if len(answers) < len(questions):
+        answers.append(None)
+    exchanges = [
+        Exchange(question, answer, _asked(question)) for question, answer in zip(questions, answers, strict=True)
+    ]
+    if form.explanation_questions and answers[-1] is not None and record.metadata.get("rationale"):
+        exchanges.append(Exchange("", record.metadata["rationale"], "explanation"))
+    return exchanges
+
+
+def _asked(question: str) -> Asked:
+    if not question:
+        return "picture"
+    return "region" if REGION_REFERENCE.fullmatch(question) else "own words"
+
+
+def _require_sense(exchanges: Sequence[Exchange], record: RegionRecord) -> None:
     if not exchanges:
         raise ValueError(f"nothing to ask: neither regions nor turns (record {record.id})")
-    beyond = [number for exchange in exchanges for number in exchange.all_regions if number > len(record.regions)]
-    if beyond:
-        raise ValueError(f"<region{beyond[0]}>, {len(record.regions)} regions (record {record.id})")
-    wordings = _Wordings(form, chooser, paraphrase)
-    if _needs_introduction(exchanges, form):
-        numbers, first_text, texts = _introduced(exchanges, wordings)
-    else:
-        numbers, first_text, texts = _inline(exchanges, wordings)
-    masks = [record.regions[number - 1].segmentation for number in numbers]
-    return _messages(image, masks, form.lead + first_text, texts)
-
-
-def _exchanges_of(record: RegionRecord) -> list[Exchange]:
-    if not record.turns:
-        return [Exchange(f"<region{number}>", region.name) for number, region in enumerate(record.regions, start=1)]
-    texts = [turn.text for turn in record.turns]
-    return [Exchange(question, answer) for question, answer in zip(texts[::2], texts[1::2], strict=True)]
+    for number in (number for exchange in exchanges for number in exchange.all_regions):
+        if not 1 <= number <= len(record.regions):
+            raise ValueError(f"<region{number}>, {len(record.regions)} regions (record {record.id})")
+    if not record.has_image and any(exchange.asked == "picture" for exchange in exchanges):
+        raise ValueError(f"an empty question asks about the picture, and there is none (record {record.id})")
 
 
 def _chosen(
@@ -98,8 +134,10 @@ def _chosen(
 ) -> list[Exchange]:
     """Those exchanges that the conversation holds, in its order, over at most `limit` regions.
 
-    The first is kept even if it speaks of more regions by itself.
+    The first is kept even if it speaks of more regions by itself. All are kept if the last is an open question.
     """
+    if exchanges and exchanges[-1].answer is None:
+        return list(exchanges)
     ordered = _one_a_region(exchanges, chooser) if form.separate else list(exchanges)
     if limit is None:
         return ordered
@@ -121,23 +159,26 @@ def _one_a_region(exchanges: Sequence[Exchange], chooser: random.Random) -> list
         groups.setdefault(frozenset(exchange.asked_regions), []).append(exchange)
     drawn = []
     for group in groups.values():
-        own = [exchange for exchange in group if exchange.asks_own_question]
-        others = [exchange for exchange in group if not exchange.asks_own_question]
+        own = [exchange for exchange in group if exchange.asked != "own words"]
+        others = [exchange for exchange in group if exchange.asked == "own words"]
         drawn.append(chooser.choice(own if own and (not others or chooser.random() < 0.5) else others))
     chooser.shuffle(drawn)
     return drawn
 
 
-def _needs_introduction(exchanges: Sequence[Exchange], form: PromptForm) -> bool:
-    """Whether regions need names: an answer speaks of one, or the dialogue comes back to one."""
-    if any(REGION_REFERENCE.search(exchange.answer) for exchange in exchanges):
+def _needs_introduction(exchanges: Sequence[Exchange], record: RegionRecord, form: PromptForm) -> bool:
+    """Whether regions are introduced by name: see `data_pipelines.prompts.form.Introduction`."""
+    if not record.regions or form.introduction == "never":
+        return False
+    if form.introduction == "always" or any(REGION_REFERENCE.search(exchange.answer or "") for exchange in exchanges):
         return True
     asked = [number for exchange in exchanges for number in exchange.asked_regions]
-    return not form.separate and len(set(asked)) < len(asked)
+    none_said_which = not asked and any(exchange.asked == "own words" for exchange in exchanges)
+    return form.introduction == "dialogue" and (len(set(asked)) < len(asked) or none_said_which)
 
 
 class _Wordings:
-    """Words the source's own questions."""
+    """Words what the record leaves to the source."""
 
     def __init__(self, form: PromptForm, chooser: random.Random, paraphrase: bool) -> None:
         self._form = form
@@ -145,15 +186,37 @@ class _Wordings:
         self._paraphrase = paraphrase
 
     def question(self, exchange: Exchange) -> str:
-        """The question with references to regions, the source's own question worded."""
-        if not exchange.asks_own_question:
-            return exchange.question
-        bank = self._form.region_questions if exchange.question else self._form.picture_questions
-        wording = self._chooser.choice(bank) if self._paraphrase else bank[0]
-        return wording.replace(REGION_TOKEN, exchange.question) if exchange.question else wording
+        """The question with references to regions, the source's own question worded, and its suffix."""
+        suffix = self._one_of(self._form.suffixes)
+        if exchange.asked == "own words":
+            question = exchange.question
+        else:
+            question = self._one_of(self._bank(exchange.asked)).replace(REGION_TOKEN, exchange.question)
+        if not self._form.suffix_everywhere and _SAYS_HOW_TO_ANSWER.search(question):
+            return question
+        return question + suffix
+
+    def introduction(self, count: int) -> str:
+        """What introduces `count` regions by name."""
+        if not self._form.lead_ins:
+            return region_introduction(count)
+        listed = ",".join(f"{region_name(index)} {REGION_TOKEN}" for index in range(count))
+        return self._one_of(self._form.lead_ins).replace(REGION_LIST, listed)
+
+    def _bank(self, asked: Asked) -> tuple[str, ...]:
+        form = self._form
+        return {
+            "region": form.region_questions,
+            "name": form.name_questions or form.region_questions,
+            "picture": form.picture_questions,
+            "explanation": form.explanation_questions,
+        }[asked]
+
+    def _one_of(self, bank: tuple[str, ...]) -> str:
+        return self._chooser.choice(bank) if self._paraphrase else bank[0]
 
 
-def _inline(exchanges: Sequence[Exchange], wordings: _Wordings) -> tuple[list[int], str, list[tuple[str, str]]]:
+def _inline(exchanges: Sequence[Exchange], wordings: _Wordings) -> tuple[list[int], str, list[tuple[str, str | None]]]:
     """Every reference becomes `<mask>`. Returns numbers of the regions in that order, no introduction, the texts."""
     numbers: list[int] = []
     texts = []
@@ -163,25 +226,44 @@ def _inline(exchanges: Sequence[Exchange], wordings: _Wordings) -> tuple[list[in
     return numbers, "", texts
 
 
-def _introduced(exchanges: Sequence[Exchange], wordings: _Wordings) -> tuple[list[int], str, list[tuple[str, str]]]:
-    """Regions are introduced by name, `region1<mask>,region2<mask>`, numbered anew without gaps, then named."""
+def _introduced(
+    exchanges: Sequence[Exchange], record: RegionRecord, form: PromptForm, wordings: _Wordings, limit: int | None
+) -> tuple[list[int], str, list[tuple[str, str | None]]]:
+    """Regions are introduced by name and then called by it; where some are left out, they are numbered anew."""
     numbers = sorted({number for exchange in exchanges for number in exchange.all_regions})
-    names = {str(number): region_name(index) for index, number in enumerate(numbers)}
+    every = range(1, len(record.regions) + 1)
+    if not numbers or (form.introduction == "always" and (limit is None or len(every) <= limit)):
+        numbers = list(every[:limit])
+    introduction = wordings.introduction(len(numbers))
 
-    def named(text: str) -> str:
-        return REGION_REFERENCE.sub(lambda match: names[str(int(match[1]))], text)
+    def name(match: re.Match[str]) -> str:
+        number = int(match[1])
+        index = numbers.index(number)
+        if not form.class_names:
+            return region_name(index)
+        return f"{record.regions[number - 1].name} at region{index}".removeprefix(" at ")
 
-    texts = [(named(wordings.question(exchange)), named(exchange.answer)) for exchange in exchanges]
-    return numbers, region_introduction(len(numbers)), texts
+    texts = [
+        (
+            REGION_REFERENCE.sub(name, wordings.question(exchange)),
+            None if exchange.answer is None else REGION_REFERENCE.sub(name, exchange.answer),
+        )
+        for exchange in exchanges
+    ]
+    return numbers, introduction, texts
 
 
-def _messages(image: Any, masks: list[dict[str, Any]], opening: str, texts: list[tuple[str, str]]) -> Conversation:
+def _without_angle_brackets(texts: Sequence[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    table = str.maketrans("", "", "<>")
+    return [
+        (question.translate(table), None if answer is None else answer.translate(table)) for question, answer in texts
+    ]
+
+
+def _messages(texts: Sequence[tuple[str, str | None]]) -> Conversation:
     messages: Conversation = []
-    for index, (question, answer) in enumerate(texts):
-        content: Any = question
-        if index == 0:
-            picture = {"type": "image", "image": image, "regions": masks}
-            content = [picture, {"type": "text", "text": opening + question}]
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": answer})
+    for question, answer in texts:
+        messages.append({"role": "user", "content": question})
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
     return messages

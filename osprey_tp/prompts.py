@@ -9,11 +9,18 @@ IMAGE_TOKEN = "<image>"
 REGION_TOKEN = "<mask>"
 
 OVERVIEW = "This provides an overview of the picture.\n"
-"""What follows `<image>\\n` in every published region prompt."""
+"""What follows `<image>\\n` in published region prompts."""
+
+DOTTED_OVERVIEW = ".\n" + OVERVIEW
+"""The same in published VCR training and in the evaluation of open-vocabulary segmentation and of RefCOCOg captions."""
 
 CATEGORY_QUESTION = f"What is the category of {REGION_TOKEN}? Using only one word or phrase."
 SHORT_DESCRIPTION_QUESTION = f"Please give me a short description of {REGION_TOKEN}."
 DETAILED_DESCRIPTION_QUESTION = f"Can you provide me with a detailed description of {REGION_TOKEN}?"
+OPEN_VOCABULARY_QUESTION = f"What is in {REGION_TOKEN}? Using a short phrase."
+"""Of the published evaluation on ADE20K and Cityscapes, after `DOTTED_OVERVIEW`; `CATEGORY_QUESTION` is that on LVIS
+and PACO after `OVERVIEW`, `SHORT_DESCRIPTION_QUESTION` that on RefCOCOg after `DOTTED_OVERVIEW`."""
+
 CAPTION_QUESTION = "Please give me a short description of the picture."
 
 
@@ -32,7 +39,8 @@ def region_introduction(count: int, first: int = 0) -> str:
     if count < 1:
         raise ValueError(f"an introduction needs at least one region, got {count}")
     listed = ",".join(region_name(first + index) + REGION_TOKEN for index in range(count))
-    return f"There are {count} part regions in the picture: {listed}. "
+    noun = "region" if count == 1 else "regions"
+    return f"There are {count} part {noun} in the picture: {listed}. "
 
 
 def require_one_region(question: str) -> str:

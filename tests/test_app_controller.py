@@ -267,7 +267,7 @@ def test_a_free_question_waits_until_it_is_written(file):
 def test_questions():
     assert make_question(FREE, "Is <mask> heavy? ").text == "Is <mask> heavy?"
     assert make_question(FREE, "Is it heavy?").text == (
-        "There are 1 part regions in the picture: region1<mask>. Is it heavy?"
+        "There are 1 part region in the picture: region1<mask>. Is it heavy?"
     )
     assert make_question(DETAILED).max_new_tokens > make_question(CATEGORY).max_new_tokens
     assert all(make_question(kind).text.count("<mask>") == 1 for kind in (CATEGORY, SHORT, DETAILED))

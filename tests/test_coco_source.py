@@ -1,5 +1,7 @@
 """What comes out of COCO-like files, and why the rest does not."""
 
+import importlib
+
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
@@ -264,12 +266,26 @@ def test_unreadable_input_is_named(tmp_path):
         read(tmp_path, tmp_path / "cut.json", "coca")
 
 
-def test_every_registered_source_opens(tmp_path):
-    files = {"captions": write_captions, "coco": write_simple_instances, "synthetic": write_simple_instances}
-    for name, entry in SOURCES.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "images").mkdir()
-        records, _, _ = read(folder, files.get(name, write_referring)(folder), name)
-        assert {record.source for record in records} == {name}
-        assert entry.summary
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("coco", write_simple_instances),
+        ("synthetic", write_simple_instances),
+        ("captions", write_captions),
+        ("refcoco", write_referring),
+        ("refcoco+", write_referring),
+        ("refcocog", write_referring),
+    ],
+)
+def test_records_carry_the_name_of_their_source(tmp_path, name, write):
+    (tmp_path / "images").mkdir()
+    records, _, _ = read(tmp_path, write(tmp_path), name)
+    assert {record.source for record in records} == {name}
+    assert {record.id.partition(":")[0] for record in records} == {name}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_registered_source_has_a_reader_and_says_what_it_is(name):
+    module, _, maker = SOURCES[name].reader.partition(":")
+    assert callable(getattr(importlib.import_module(f"data_pipelines.sources.{module}"), maker))
+    assert SOURCES[name].summary

@@ -10,9 +10,8 @@ from PIL import Image
 from data_pipelines.conversations import conversation_of
 from data_pipelines.dataset import ConversationDataset
 from data_pipelines.prepare import prepare
-from data_pipelines.prompts import CLEAN_FORMS, PUBLISHED_FORMS, prompt_form
+from data_pipelines.prompts import CLEAN_FORMS
 from data_pipelines.records import Region, RegionRecord, Turn
-from data_pipelines.sources import SOURCES
 from osprey_tp.prompts import CATEGORY_QUESTION, OVERVIEW, SHORT_DESCRIPTION_QUESTION
 
 from .annotation_files import (
@@ -68,7 +67,7 @@ def test_a_sample_can_be_made_again_and_epochs_differ():
     assert conversation_of(made, None) == conversation_of(made, None)
     orders = {tuple(answer for _, answer in exchanges(conversation_of(made, None, epoch=epoch))) for epoch in range(5)}
     assert len(orders) > 1
-    wordings = {exchanges(conversation_of(made, None, epoch=epoch))[0][0] for epoch in range(20)}
+    wordings = {exchanges(conversation_of(made, None, epoch=epoch))[0][0] for epoch in range(200)}
     assert wordings == {OVERVIEW + question for question in CLEAN_FORMS["coco"].region_questions}
     plain = {exchanges(conversation_of(made, None, epoch=epoch, paraphrase=False))[0][0] for epoch in range(20)}
     assert plain == {OVERVIEW + CATEGORY_QUESTION}
@@ -166,19 +165,11 @@ def test_the_published_wording_of_referring_expressions(source, ending):
     assert clean == [(OVERVIEW + SHORT_DESCRIPTION_QUESTION, "left cat")]
 
 
-def test_every_source_has_clean_wording_and_styles_are_checked():
-    assert set(CLEAN_FORMS) == set(SOURCES) >= set(PUBLISHED_FORMS)
-    for form in (*CLEAN_FORMS.values(), *PUBLISHED_FORMS.values()):
-        assert all(question.count("<mask>") == 1 for question in form.region_questions)
-        assert all("<mask>" not in question for question in form.picture_questions)
-        assert "<mask>" not in form.lead
-    with pytest.raises(ValueError, match="unknown prompt style 'Published'; choose from clean, published"):
-        prompt_form("coco", "Published")
-
-
 def test_bad_records_are_named():
     with pytest.raises(ValueError, match=r"<region7>, 4 regions \(record coco:1\)"):
         conversation_of(record(turns=["What is <region7>?", "A cat."]), None)
+    with pytest.raises(ValueError, match=r"<region0>, 4 regions \(record coco:1\)"):
+        conversation_of(record(turns=["What is <region0>?", "A cat."]), None)
     with pytest.raises(ValueError, match=r"nothing to ask.*record coco:1"):
         conversation_of(record(count=0), None)
 

@@ -106,7 +106,7 @@ def test_chat_keeps_turns_and_region_names():
     second = session.chat("and region3", masks[2:3], max_new_tokens=6)
     assert session.region_names == ["region1", "region2", "region3"]
     assert [role for role, _ in session.turns] == ["user", "assistant", "user", "assistant"]
-    assert session.turns[2][1] == "There are 1 part regions in the picture: region3<mask>. and region3"
+    assert session.turns[2][1] == "There are 1 part region in the picture: region3<mask>. and region3"
     picture = {"type": "image", "image": image, "regions": masks[:3]}
     opening = {"type": "text", "text": OVERVIEW + region_introduction(2) + "what is region1"}
     messages = [

@@ -34,12 +34,22 @@ class SourceEntry:
 
 SOURCES: Mapping[str, SourceEntry] = {
     "coco": SourceEntry("COCO instances: regions with category names", "coco:CocoReader"),
+    "lvis": SourceEntry(
+        "LVIS v1 or v0.5: regions with names of a large vocabulary, and what is absent", "lvis:LvisReader"
+    ),
+    "paco": SourceEntry("PACO: objects, and parts named object:part", "paco:PacoReader"),
+    "pascal-part": SourceEntry("Pascal-Part: regions named object:part", "pascal_part:open_pascal_part"),
+    "partimagenet": SourceEntry("PartImageNet: regions named after object and part", "partimagenet:PartImageNetReader"),
+    "visual-genome": SourceEntry("Visual Genome: regions with phrases", "visual_genome:open_visual_genome"),
+    "panoptic": SourceEntry("COCO panoptic form (COCO, ADE20K): json and RGB-coded PNGs", "panoptic:PanopticReader"),
+    "cityscapes": SourceEntry("Cityscapes gtFine: instanceIds, or the panoptic form", "cityscapes:open_cityscapes"),
+    "custom": SourceEntry("your own COCO file: a caption, text or category per annotation", "custom:CustomReader"),
     "synthetic": SourceEntry(
         "COCO instances of synthetic scenes, with questions about attributes", "synthetic:SyntheticReader"
     ),
-    "refcoco": SourceEntry("RefCOCO re-exported as *_with_mask.json: one expression a record", "refcoco:RefCocoReader"),
-    "refcoco+": SourceEntry("RefCOCO+ in the same form: expressions without positions", "refcoco:RefCocoReader"),
-    "refcocog": SourceEntry("RefCOCOg in the same form: long expressions", "refcoco:RefCocoReader"),
+    "refcoco": SourceEntry("RefCOCO, original or re-exported: one expression a record", "refcoco:open_refer"),
+    "refcoco+": SourceEntry("RefCOCO+ in either form: expressions without positions", "refcoco:open_refer"),
+    "refcocog": SourceEntry("RefCOCOg in either form: long expressions", "refcoco:open_refer"),
     "captions": SourceEntry("COCO captions: pictures without regions", "captions:CaptionReader"),
     "vcr": SourceEntry("VCR train.jsonl: questions about a picture's objects, with reasons", "vcr:VcrReader"),
     "osprey-short-form": SourceEntry("Osprey-724K: short answers about regions", "osprey724k:OspreyReader"),

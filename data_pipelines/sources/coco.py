@@ -68,6 +68,11 @@ class CocoReader(CocoLikeReader):
         """What else the source says of the picture; may raise `Unusable`."""
         return {}
 
+    def _annotations_of(self, unit: Unit, regions: Sequence[Region]) -> list[Mapping[str, Any]]:
+        """The annotation that each region was made from."""
+        by_id = {str(annotation["id"]): annotation for annotation in unit.annotations}
+        return [by_id[region.id] for region in regions]
+
     def _region(self, annotation: Mapping[str, Any], picture: Picture) -> tuple[Region, list[Problem]]:
         """The region, and a note for what was left out of it."""
         if annotation.get("iscrowd") and not self.options.include_crowd:

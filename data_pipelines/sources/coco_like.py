@@ -21,12 +21,14 @@ class CocoLikeReader(SourceReader):
 
     Attributes:
         format: The format that the file must have (`data_pipelines.sources.formats`).
+        also: Further formats that it may have.
     """
 
     format: ClassVar[str]
+    also: ClassVar[tuple[str, ...]] = ()
 
     def stage(self, staging: StagingWriter) -> None:
-        check = FormatCheck(self.options.annotations, self.format)
+        check = FormatCheck(self.options.annotations, self.format, *self.also)
         staging.set_context("categories", [])
         categories = []
         for item in stream_json(self.options.annotations):

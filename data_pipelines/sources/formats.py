@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from data_pipelines.prompts.published import PARTIMAGENET_OBJECTS, PARTIMAGENET_PARTS
 
 if TYPE_CHECKING:
     from data_pipelines.sources.json_stream import Item
@@ -12,6 +15,15 @@ if TYPE_CHECKING:
 COCO_INSTANCES = "COCO instances"
 COCO_CAPTIONS = "COCO captions"
 REFCOCO_REEXPORT = "a RefCOCO re-export"
+LVIS = "LVIS"
+PACO = "PACO"
+PASCAL_PART = "Pascal-Part"
+PARTIMAGENET = "PartImageNet"
+VISUAL_GENOME_REEXPORT = "a Visual Genome re-export"
+CAPTIONED_BOXES = "COCO boxes with captions"
+COCO_TEXTS = "COCO annotations with texts"
+COCO_PANOPTIC = "COCO panoptic"
+CITYSCAPES_PANOPTIC = "Cityscapes panoptic"
 OSPREY_CONVERSATIONS = "Osprey-724K conversations"
 OSPREY_DESCRIPTIONS = "Osprey-724K detailed descriptions"
 LLAVA = "LLaVA conversations"
@@ -25,6 +37,15 @@ SOURCE_OF_FORMAT = {
     COCO_INSTANCES: "coco",
     COCO_CAPTIONS: "captions",
     REFCOCO_REEXPORT: "refcoco",
+    LVIS: "lvis",
+    PACO: "paco",
+    PASCAL_PART: "pascal-part",
+    PARTIMAGENET: "partimagenet",
+    VISUAL_GENOME_REEXPORT: "visual-genome",
+    CAPTIONED_BOXES: "custom",
+    COCO_TEXTS: "custom",
+    COCO_PANOPTIC: "panoptic",
+    CITYSCAPES_PANOPTIC: "cityscapes",
     OSPREY_CONVERSATIONS: "osprey-short-form, osprey-part-level, osprey-conversation, osprey-lvis-positive-negative",
     OSPREY_DESCRIPTIONS: "osprey-detailed-description",
     LLAVA: "llava",
@@ -51,11 +72,15 @@ class Outline:
         members: Members of the top-level object and the JSON type of each; only "" where there is no object at the top.
         keys: For each list, the keys that its first elements have.
         lengths: For each list, how many elements it has.
+        names: For each list, the texts that its first elements have as `name`.
+        file_names: The same of `file_name`.
     """
 
     members: dict[str, str] = field(default_factory=dict)
     keys: dict[str, set[str]] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+    file_names: dict[str, list[str]] = field(default_factory=dict)
 
     def see(self, item: Item) -> None:
         """Take in the next part of the file."""
@@ -67,6 +92,9 @@ class Outline:
         self.lengths[item.key] = seen + 1
         if seen < _SAMPLED and isinstance(item.value, dict):
             self.keys.setdefault(item.key, set()).update(item.value)
+            for seen_texts, key in ((self.names, "name"), (self.file_names, "file_name")):
+                if isinstance(item.value.get(key), str):
+                    seen_texts.setdefault(item.key, []).append(item.value[key])
 
     def has_list(self, name: str) -> bool:
         """Whether there is a list of that name."""
@@ -86,7 +114,8 @@ class Outline:
 class FormatCheck:
     """Watches a file go by and says at its end whether it was of the expected format."""
 
-    def __init__(self, path: Path, expected: str) -> None:
+    def __init__(self, path: Path, *expected: str) -> None:
+        """Of several formats that are expected, the first is named in messages."""
         self._path = path
         self._expected = expected
         self._outline = Outline()
@@ -102,12 +131,12 @@ class FormatCheck:
             ValueError: if it looks like another format, with the source that reads that.
         """
         found = recognise(self._outline)
-        if found == self._expected:
+        if found in self._expected:
             return
         if found is None:
-            shape = "a list of objects" if self._expected in LISTS else "an object with images and annotations"
-            raise ValueError(f"{self._path} is not {self._expected}: {self._outline}, where {shape} is expected")
-        raise ValueError(f"{self._path} is not {self._expected}: this looks like {named_with_source(found)}")
+            shape = "a list of objects" if self._expected[0] in LISTS else "an object with images and annotations"
+            raise ValueError(f"{self._path} is not {self._expected[0]}: {self._outline}, where {shape} is expected")
+        raise ValueError(f"{self._path} is not {self._expected[0]}: this looks like {named_with_source(found)}")
 
 
 def named_with_source(found: str) -> str:
@@ -126,16 +155,45 @@ def recognise(outline: Outline) -> str | None:
         return None
     annotations, images = outline.keys_of("annotations"), outline.keys_of("images")
     if "segments_info" in annotations:
-        return "COCO panoptic"
+        return CITYSCAPES_PANOPTIC if _are(outline.file_names, "annotations", _is_of_cityscapes) else COCO_PANOPTIC
     if "caption" in images:
         return REFCOCO_REEXPORT
+    if "obj_ann_id" in annotations:
+        return PACO
+    if "neg_category_ids" in images or ("coco_url" in images and "file_name" not in images):
+        return LVIS
+    if "caption" in annotations and "segmentation" in annotations:
+        return VISUAL_GENOME_REEXPORT
     if "caption" in annotations:
-        return "a Visual Genome re-export" if "segmentation" in annotations else COCO_CAPTIONS
+        return CAPTIONED_BOXES if "bbox" in annotations else COCO_CAPTIONS
     if "question" in annotations:
         return "visual questions"
-    if "neg_category_ids" in images or ("coco_url" in images and "file_name" not in images):
-        return "LVIS"
-    return COCO_INSTANCES if outline.has_list("categories") else None
+    if "text" in annotations:
+        return COCO_TEXTS
+    if not outline.has_list("categories"):
+        return None
+    if _are(outline.names, "categories", _is_part_of_imagenet):
+        return PARTIMAGENET
+    return PASCAL_PART if _are(outline.names, "categories", _names_a_part) else COCO_INSTANCES
+
+
+def _are(texts: Mapping[str, Sequence[str]], of: str, kind: Callable[[str], object]) -> bool:
+    """Whether most of the texts of that list are of a kind."""
+    found = texts.get(of, ())
+    return sum(1 for text in found if kind(text)) * 2 > len(found)
+
+
+def _is_of_cityscapes(file_name: str) -> bool:
+    return file_name.endswith("_gtFine_panoptic.png")
+
+
+def _is_part_of_imagenet(category: str) -> bool:
+    words = category.split()
+    return len(words) > 1 and words[0] in PARTIMAGENET_OBJECTS and words[1] in PARTIMAGENET_PARTS
+
+
+def _names_a_part(category: str) -> bool:
+    return ":" in category
 
 
 _LIST_FORMATS: tuple[tuple[set[str], str], ...] = (

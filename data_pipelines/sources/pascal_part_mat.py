@@ -80,7 +80,7 @@ class PascalPartMatReader(SourceReader):
         record_id = f"{self.name}:{unit.key}"
         try:
             name, objects = _annotation(load_matlab(self.options.annotations / unit.body["file"]))
-            path = self._find(f"{name}.jpg")
+            path = find_picture(self.options.images, *(f"{folder}{name}.jpg" for folder in PICTURE_FOLDERS))
             height, width = _mask_of(objects[0]).shape
         except Unusable as problem:
             yield Rejection(record_id, problem.reason, problem.detail)
@@ -99,14 +99,6 @@ class PascalPartMatReader(SourceReader):
             yield Rejection(record_id, "picture without a usable region")
             return
         yield RegionRecord(record_id, self.name, path, height, width, tuple(regions), metadata={"object_ids": owners})
-
-    def _find(self, name: str) -> str:
-        try:
-            return find_picture(self.options.images, PICTURE_FOLDERS[0] + name)
-        except Unusable as problem:
-            if problem.reason != "picture not found":
-                raise
-        return find_picture(self.options.images, PICTURE_FOLDERS[1] + name)
 
 
 def spelled_out(part: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -140,10 +140,15 @@ class SourceReader(ABC):
             Unusable: if it has no size, no file name, or no file inside the image folder.
         """
         height, width = _side(entry, "height"), _side(entry, "width")
+        names = self._picture_names(entry)
+        if not names:
+            raise Unusable("picture without a file name", repr(entry.get("file_name")))
+        return Picture(find_picture(self.options.images, *names), height, width)
+
+    def _picture_names(self, entry: Mapping[str, Any]) -> Sequence[str]:
+        """Where the entry's picture may be below the image folder, the likeliest first; empty if it does not say."""
         name = entry.get("file_name")
-        if not isinstance(name, str):
-            raise Unusable("picture without a file name", repr(name))
-        return Picture(find_picture(self.options.images, name), height, width)
+        return [name] if isinstance(name, str) else []
 
 
 def _side(entry: Mapping[str, Any], name: str) -> int:
@@ -153,21 +158,23 @@ def _side(entry: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def find_picture(root: Path, name: str) -> str:
-    """Path relative to `root` of the picture of that name, with or without COCO's `COCO_train2014_` in front.
+def find_picture(root: Path, *names: str) -> str:
+    """Path relative to `root` of the first of these names that a picture has.
+
+    Each name may be that of a file without COCO's `COCO_train2014_` in front.
 
     Raises:
         Unusable: if there is no such file, or the path leaves the root.
     """
-    for candidate in (name, _COCO_PREFIX.sub("", name)):
+    for candidate in (form for name in names for form in (name, _COCO_PREFIX.sub("", name))):
         try:
             if confined_path(root, candidate).is_file():
                 return candidate
         except ValueError as error:
             raise Unusable("image path leaves the image folder", str(error)) from None
         except OSError:
-            break
-    raise Unusable("picture not found", name[:_SHOWN_NAME])
+            continue
+    raise Unusable("picture not found", " or ".join(dict.fromkeys(names))[:_SHOWN_NAME])
 
 
 def measured_picture(root: Path, name: Any) -> Picture:

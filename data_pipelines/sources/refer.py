@@ -19,9 +19,10 @@ from data_pipelines.sources.coco import CocoReader
 from data_pipelines.sources.formats import FormatCheck
 from data_pipelines.sources.json_stream import stream_json
 from data_pipelines.sources.plain_pickle import load_plain_pickle
+from data_pipelines.sources.plain_text import plain_text
 from data_pipelines.sources.reader import Unusable, as_key
 from data_pipelines.sources.signatures import is_pickle
-from data_pipelines.sources.texts import shown, text_of
+from data_pipelines.sources.texts import shown
 from data_pipelines.staging import Key, StagingWriter, Unit
 
 _MOST_SENTENCES = 1000
@@ -143,7 +144,7 @@ class ReferReader(CocoReader):
                 if sentence["image_id"] != annotation["image_id"]:
                     detail = f"{sentence['image_id']!r} and {annotation['image_id']!r}"
                     raise Unusable("reference and annotation name different pictures", detail)
-                answer = text_of(sentence["sent"], "expression without text")
+                answer = plain_text(sentence["sent"])
             except Unusable as problem:
                 yield Rejection(own, problem.reason, problem.detail)
                 continue

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,16 +18,15 @@ from typing import Any, ClassVar
 from data_pipelines.records import Problem, Region, RegionRecord, Rejection, confined_path
 from data_pipelines.sources.formats import IMAGE_DATA, REGION_DESCRIPTIONS, FormatCheck
 from data_pipelines.sources.json_stream import stream_json
-from data_pipelines.sources.reader import Picture, SourceReader, Unusable, as_key, find_picture
+from data_pipelines.sources.plain_text import plain_text
+from data_pipelines.sources.reader import Picture, SourceReader, Unusable, as_key
 from data_pipelines.sources.segmentation import Rle, box_of, read_corner_box
-from data_pipelines.sources.texts import shown, text_of
+from data_pipelines.sources.texts import shown
+from data_pipelines.sources.visual_genome import PICTURE_FOLDERS
 from data_pipelines.staging import StagingWriter, Unit
 from osprey_tp.images import load_image
 from osprey_tp.masks import to_rle
 from osprey_tp.segmenters import SegmentedImage, Segmenter, load_segmenter
-
-PICTURE_FOLDERS = ("", "VG_100K/", "VG_100K_2/")
-"""Where a picture may lie in the image folder."""
 
 BOX_KEPT = "segmenter found nothing, box kept"
 
@@ -93,7 +92,7 @@ class RegionDescriptionReader(SourceReader):
     def read(self, unit: Unit) -> Iterator[RegionRecord | Rejection]:
         record_id = f"{self.name}:{unit.key}"
         try:
-            picture = self._picture({**unit.body, "file_name": self._find(f"{unit.key}.jpg")})
+            picture = self._picture({**unit.body, "file_name": f"{unit.key}.jpg"})
             segmented = self._segmented(picture)
         except Unusable as problem:
             lost = self.annotation_count(unit)
@@ -115,14 +114,9 @@ class RegionDescriptionReader(SourceReader):
             return
         yield RegionRecord(record_id, self.name, picture.path, picture.height, picture.width, tuple(regions))
 
-    def _find(self, name: str) -> str:
-        for folder in PICTURE_FOLDERS[:-1]:
-            try:
-                return find_picture(self.options.images, folder + name)
-            except Unusable as problem:
-                if problem.reason != "picture not found":
-                    raise
-        return find_picture(self.options.images, PICTURE_FOLDERS[-1] + name)
+    def _picture_names(self, entry: Mapping[str, Any]) -> Sequence[str]:
+        name = entry["file_name"]
+        return [name, *(f"{folder}/{name}" for folder in PICTURE_FOLDERS)]
 
     def _segmented(self, picture: Picture) -> SegmentedImage | None:
         """The picture as the segmenter has taken it in, None without a segmenter."""
@@ -157,7 +151,7 @@ def _region(
 ) -> tuple[Region, list[Problem]]:
     if not isinstance(entry, dict):
         raise Unusable("malformed region", shown(entry))
-    phrase = text_of(entry.get("phrase"), "region without a phrase")
+    phrase = plain_text(entry.get("phrase"))
     corners = [entry.get(name) for name in ("x", "y", "width", "height")]
     rle, notes = read_corner_box(corners, picture.height, picture.width)
     if segmented is not None:
