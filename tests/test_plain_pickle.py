@@ -46,12 +46,10 @@ def test_plain_values_are_read_as_python_reads_them(tmp_path, protocol, value):
 
 PYTHON_2 = {
     "protocol 0": (
-        b"(lp0\n(dp1\nS'sent'\np2\nS'caf\\xc3\\xa9 \\'x\\''\np3\nsS'n'\np4\nI7\nsa"
-        b"(dp5\ng2\ng3\nsg4\nL8L\nsa."
+        b"(lp0\n(dp1\nS'sent'\np2\nS'caf\\xc3\\xa9 \\'x\\''\np3\nsS'n'\np4\nI7\nsa(dp5\ng2\ng3\nsg4\nL8L\nsa."
     ),
     "protocol 2": (
-        b"\x80\x02]q\x00(}q\x01(U\x04sentq\x02U\x09caf\xc3\xa9 'x'q\x03U\x01nq\x04K\x07u"
-        b"}q\x05(h\x02h\x03h\x04K\x08ue."
+        b"\x80\x02]q\x00(}q\x01(U\x04sentq\x02U\x09caf\xc3\xa9 'x'q\x03U\x01nq\x04K\x07u}q\x05(h\x02h\x03h\x04K\x08ue."
     ),
 }
 

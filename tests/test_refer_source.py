@@ -187,6 +187,12 @@ def test_the_instances_are_needed_and_checked(tmp_path):
         read(tmp_path, path, inputs={"instances": other})
 
 
+def test_a_folder_is_answered_with_the_files_in_it(tmp_path):
+    write_refer(tmp_path)
+    with pytest.raises(ValueError, match=r"a folder; give a file of references in it: refs\(unc\)\.p$"):
+        read_source("refcoco", tmp_path, tmp_path / "images")
+
+
 def test_what_a_small_file_repeats_does_not_grow(tmp_path):
     """A list of sentences that thousands of references share, and one long text that all of them hold."""
     shared = [sentence(number, "x") for number in range(5000)]

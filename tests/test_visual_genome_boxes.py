@@ -120,7 +120,9 @@ def test_wrong_inputs_are_named(tmp_path):
     path = write_visual_genome(tmp_path)
     with pytest.raises(ValueError, match="unknown segmenter 'magic'"):
         read_source("visual-genome", path, tmp_path / "images", segmenter="magic")
-    with pytest.raises(ValueError, match=r"is not Visual Genome's image_data\.json: this looks like .* `visual-genome`"):
+    with pytest.raises(
+        ValueError, match=r"is not Visual Genome's image_data\.json: this looks like .* `visual-genome`"
+    ):
         read_source("visual-genome", path, tmp_path / "images", inputs={"image_data": path})
     (tmp_path / "image_data.json").rename(tmp_path / "sizes.json")
     with pytest.raises(ValueError, match=r"needs the image_data\.json .* --input image_data=PATH"):

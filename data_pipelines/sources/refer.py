@@ -21,7 +21,7 @@ from data_pipelines.sources.json_stream import stream_json
 from data_pipelines.sources.plain_pickle import load_plain_pickle
 from data_pipelines.sources.plain_text import plain_text
 from data_pipelines.sources.reader import Unusable, as_key
-from data_pipelines.sources.signatures import is_pickle
+from data_pipelines.sources.signatures import is_pickle, looks_like
 from data_pipelines.sources.texts import shown
 from data_pipelines.staging import Key, StagingWriter, Unit
 
@@ -73,6 +73,10 @@ class ReferReader(CocoReader):
 
     def _references(self) -> list[Any]:
         path = self.options.annotations
+        if path.is_dir():
+            there = ", ".join(sorted(file.name for file in path.glob("refs*.p"))[:8])
+            found = f"a folder; give a file of references in it: {there}" if there else looks_like(path)
+            raise ValueError(f"{path} is not an original REFER file: this looks like {found}")
         if path.is_file() and not is_pickle(path):
             raise ValueError(f"{path} is not an original REFER file: it is no pickle")
         references = load_plain_pickle(path)

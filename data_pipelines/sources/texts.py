@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_pipelines.sources.reader import Unusable
 from osprey_tp.prompts import IMAGE_TOKEN, OVERVIEW
 
 _ROLES = {"human": "user", "gpt": "assistant"}
+_IMAGE_MARK = re.compile(rf"[ \t]*{IMAGE_TOKEN}")
 _SHOWN = 80
 _LONGEST_NUMBER = 9
 
@@ -92,4 +94,4 @@ def _turn(entry: Any) -> Turn:
     if role == "assistant":
         return Turn("assistant", text_of(entry.get("value"), "answer without text"))
     question = text_of(entry.get("value"), "question without text")
-    return Turn("user", question.replace(IMAGE_TOKEN, "").strip().removeprefix(OVERVIEW).strip())
+    return Turn("user", _IMAGE_MARK.sub("", question).strip().removeprefix(OVERVIEW).strip())

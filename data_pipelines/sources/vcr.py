@@ -34,6 +34,7 @@ LARGEST_METADATA = 1 << 26
 BOX_KEPT = "outline cannot be used, box kept"
 _BARE_NUMBER = re.compile(r"\b[0-9]+\b")
 _LONGEST_NUMBER = 9
+_SHOWN = 200
 
 
 class VcrReader(EntryReader):
@@ -77,7 +78,7 @@ class VcrReader(EntryReader):
         except FileNotFoundError:
             raise Unusable("metadata file not found", shown(name)) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise Unusable("metadata file cannot be read", f"{shown(name)}: {error}".splitlines()[0]) from None
+            raise Unusable("metadata file cannot be read", f"{shown(name)}: {error}".splitlines()[0][:_SHOWN]) from None
         if not isinstance(value, dict):
             raise Unusable("metadata file cannot be read", f"{shown(name)} holds {shown(value)}")
         return value
