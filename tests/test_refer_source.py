@@ -38,7 +38,7 @@ def reference(number: int, annotation: int, sentences: list, split: str = "train
 
 REFERENCES = [
     reference(16, 1, [sentence(30, "the cat < the dog"), sentence(31, "café, left")]),
-    reference(17, 2, [sentence(32, "right one")], split="testA"),
+    reference(17, 2, [sentence(32, "right one", raw="\ud800")], split="testA"),
     reference(18, 1, [sentence(33, "again")], split="val"),
     reference(19, 3, [sentence(34, "a crowd")]),
     reference(20, 4, [sentence(35, "no mask"), sentence(36, "none")]),
@@ -99,6 +99,7 @@ def test_every_expression_is_a_record_about_its_region(tmp_path, protocol):
         "category_id": 1,
         "raw": "The cat < the dog.",
     }
+    assert "raw" not in records[-1].metadata
     assert [(item.id, item.reason) for item in rejections] == [
         ("refcoco:23-?", "sentence without an id"),
         ("refcoco:25", "reference without its sentences"),

@@ -10,6 +10,7 @@ annotations.json   COCO instances; qa.json and class_names.json beside it, by an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from data_pipelines.records import RegionRecord, Rejection, Turn
 from data_pipelines.sources.coco import CocoReader
 from data_pipelines.sources.json_stream import stream_json
 from data_pipelines.sources.reader import Picture, Unusable
-from data_pipelines.sources.texts import shown
+from data_pipelines.sources.texts import is_unicode, shown
 from data_pipelines.staging import StagingWriter, Unit
 
 _QUESTION_KEYS = {"question", "choices", "type"}
@@ -89,4 +90,5 @@ def _are_questions(value: Any) -> bool:
         isinstance(value, list)
         and len(value) > 0
         and all(isinstance(entry, dict) and set(entry) >= _QUESTION_KEYS for entry in value)
+        and is_unicode(json.dumps(value, ensure_ascii=False))
     )

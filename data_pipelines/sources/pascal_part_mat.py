@@ -11,14 +11,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_pipelines.records import Region, RegionRecord, Rejection
-from data_pipelines.sources.matlab_files import load_matlab, require_scipy
+from data_pipelines.sources.matlab_files import Value, load_matlab
 from data_pipelines.sources.reader import Picture, SourceReader, Unusable, find_picture
 from data_pipelines.sources.segmentation import box_of
 from data_pipelines.sources.texts import shown, text_of
@@ -62,7 +61,6 @@ class PascalPartMatReader(SourceReader):
     """
 
     def stage(self, staging: StagingWriter) -> None:
-        require_scipy(self.name)
         folder = self.options.annotations
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder of MATLAB files, as Pascal-Part's Annotations_Part is")
@@ -111,37 +109,37 @@ def spelled_out(part: str) -> str:
     return name
 
 
-def _annotation(variables: dict[str, Any]) -> tuple[str, Sequence[Any]]:
+def _annotation(variables: dict[str, Value]) -> tuple[str, list[Value]]:
     """Name of the picture, and its objects."""
-    anno = _elements(variables.get("anno"))
+    anno = _structures(variables.get("anno"))
     if len(anno) != 1:
         raise Unusable("MATLAB file without a structure anno")
-    objects = _elements(_field(anno[0], "objects"))
+    objects = _structures(anno[0].get("objects"))
     if not objects:
         raise Unusable("file without objects")
-    return _text(_field(anno[0], "imname"), "file without the name of its picture"), objects
+    return _text(anno[0].get("imname"), "file without the name of its picture"), objects
 
 
-def _regions(record_id: str, number: str, entry: Any, picture: Picture) -> Iterator[Region | Rejection]:
+def _regions(record_id: str, number: str, entry: dict[str, Value], picture: Picture) -> Iterator[Region | Rejection]:
     """An object and its parts; a rejection counts no annotation, since those are counted by the file."""
     try:
-        name = _text(_field(entry, "class"), "object without a class")
+        name = _text(entry.get("class"), "object without a class")
     except Unusable as problem:
         yield Rejection(f"{record_id}#{number}", problem.reason, problem.detail, annotations=0)
         return
     name = CLASS_NAMES.get(name, name)
-    parts = _elements(_field(entry, "parts"))
+    parts = _structures(entry.get("parts"))
     yield _region(record_id, number, name, entry, picture)
     for part in parts:
         try:
-            short = _text(_field(part, "part_name"), "part without a name")
+            short = _text(part.get("part_name"), "part without a name")
         except Unusable as problem:
             yield Rejection(f"{record_id}#{number}", problem.reason, problem.detail, annotations=0)
             continue
         yield _region(record_id, f"{number}:{short}", f"{name}:{spelled_out(short)}", part, picture)
 
 
-def _region(record_id: str, region_id: str, name: str, entry: Any, picture: Picture) -> Region | Rejection:
+def _region(record_id: str, region_id: str, name: str, entry: dict[str, Value], picture: Picture) -> Region | Rejection:
     own_id = f"{record_id}#{region_id}"
     try:
         mask = _mask_of(entry)
@@ -156,27 +154,21 @@ def _region(record_id: str, region_id: str, name: str, entry: Any, picture: Pict
     return Region(rle, name, box_of(rle), region_id)
 
 
-def _elements(array: Any) -> Sequence[Any]:
+def _structures(value: Value) -> list[dict[str, Value]]:
     """The structures of an array of them; none if it is something else, as an empty one is."""
-    is_structure = isinstance(array, np.ndarray) and array.dtype.names is not None
-    return list(array.reshape(-1)) if is_structure else []
+    return value if isinstance(value, list) else []
 
 
-def _field(structure: Any, name: str) -> Any:
-    return structure[name] if name in structure.dtype.names else None
-
-
-def _text(value: Any, reason: str) -> str:
-    is_text = isinstance(value, np.ndarray) and value.dtype.kind == "U" and value.size == 1
-    text = text_of(str(value.reshape(-1)[0]) if is_text else None, reason)
+def _text(value: Value, reason: str) -> str:
+    text = text_of(value, reason)
     if not text.isprintable():
         raise Unusable(reason, shown(text))
     return text
 
 
-def _mask_of(entry: Any) -> np.ndarray:
+def _mask_of(entry: dict[str, Value]) -> np.ndarray:
     """(height, width), boolean: what is not zero is inside."""
-    mask = _field(entry, "mask")
+    mask = entry.get("mask")
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype.kind not in "biuf" or not mask.size:
         raise Unusable("malformed mask", shown(getattr(mask, "shape", None)))
     return mask != 0

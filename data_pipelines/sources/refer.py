@@ -22,7 +22,7 @@ from data_pipelines.sources.plain_pickle import load_plain_pickle
 from data_pipelines.sources.plain_text import plain_text
 from data_pipelines.sources.reader import Unusable, as_key
 from data_pipelines.sources.signatures import is_pickle, looks_like
-from data_pipelines.sources.texts import shown
+from data_pipelines.sources.texts import is_unicode, shown
 from data_pipelines.staging import Key, StagingWriter, Unit
 
 _MOST_SENTENCES = 1000
@@ -119,7 +119,7 @@ class ReferReader(CocoReader):
         if not isinstance(sentences, list) or not 1 <= len(sentences) <= _MOST_SENTENCES:
             raise Unusable("reference without its sentences", shown(sentences))
         split = reference.get("split")
-        body = {"ref_id": own, "image_id": image, "split": split[:20] if isinstance(split, str) else None}
+        body = {"ref_id": own, "image_id": image, "split": as_key(split[:20]) if isinstance(split, str) else None}
         for sentence in sentences:
             number = as_key(sentence.get("sent_id")) if isinstance(sentence, dict) else None
             if number is None:
@@ -162,7 +162,7 @@ class ReferReader(CocoReader):
 
 
 def _short_text(value: Any) -> str | None:
-    return value if isinstance(value, str) and len(value) <= _LONGEST_SENTENCE else None
+    return value if isinstance(value, str) and len(value) <= _LONGEST_SENTENCE and is_unicode(value) else None
 
 
 def _metadata_of(sentence: Mapping[str, Any], annotation: Mapping[str, Any]) -> dict[str, Any]:

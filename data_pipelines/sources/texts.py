@@ -32,9 +32,14 @@ def text_of(value: Any, reason: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise Unusable(reason, shown(value))
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_unicode(value):
         raise Unusable("text that is not Unicode", shown(value))
     return value.strip()
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written: JSON and pickles can hold halves of surrogate pairs, which cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def shown(value: Any) -> str:
