@@ -1,4 +1,4 @@
-"""`python -m data_pipelines`: prepare, merge, synthesize, show, validate."""
+"""`python -m data_pipelines`: prepare, merge, synthesize, generate, show, validate."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipelines.generation.command import add_generate
 from data_pipelines.sources import SOURCES
 
 PROGRAM = "python -m data_pipelines"
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_merge(commands)
     _add_synthesize(commands)
+    add_generate(commands)
     _add_show(commands)
     _add_validate(commands)
     return parser

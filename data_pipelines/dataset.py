@@ -1,43 +1,43 @@
-"""Prepared folders as one data set of conversations, in a mixture, in an order that depends on seed and epoch alone."""
+"""Prepared folders as one data set of conversations, in an order that depends on seed and epoch alone."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 from torch.utils.data import Dataset
 
 from data_pipelines.conversations import conversation_of
+from data_pipelines.mixtures import EpochOrder, FolderLike, Mixture, MixtureFolder
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
 from data_pipelines.records import RecordFolder, RegionRecord
 from osprey_tp.images import load_image
 
-FolderLike = str | Path | RecordFolder
+SampleIndex = int | tuple[int, int]
+"""(epoch, place in the order of that epoch), as `osprey_tp.training.sampler.EpochSampler` gives; a place alone is one
+of epoch 0. Because the index carries the epoch, worker processes never need to be told which one it is."""
 
 
 class ConversationDataset(Dataset[dict[str, Any]]):
-    """The records of several folders as conversations, map-style.
+    """The records of a mixture as conversations, map-style.
 
     Args:
-        folders: Folders, or (folder, weight) pairs, or a mapping from folder to weight. The weight is how often each
-            record is seen in an epoch: 2 sees each twice; 0.25 sees a quarter of them, drawn anew in every epoch.
-        prompt_style: `clean` or `published` wording.
-        seed: Of the order and of fractional weights.
-        max_regions: Most regions in one conversation, where the source allows more.
+        mixture: A mixture, or what `Mixture.of` takes: folders, (folder, weight) pairs, a mapping from folder to
+            weight.
+        prompt_style: `clean` or `published` wording, where the mixture does not say.
+        seed: Of order and subsets, where the mixture does not say.
+        max_regions: Most regions in one conversation, where the source and the mixture allow more.
         paraphrase: Vary the wording of the sources' own questions.
         shuffle: Mix the records; otherwise they come folder by folder.
 
     Raises:
-        ValueError: for no folder, a folder that is not one of records, a weight that is not positive.
+        ValueError: for no folder, a folder that is not one of records for training, a weight that is not positive.
     """
 
     def __init__(
         self,
-        folders: Sequence[FolderLike | tuple[FolderLike, float]] | Mapping[FolderLike, float],
+        mixture: Mixture | Sequence[FolderLike | tuple[FolderLike, float]] | Mapping[Any, float],
         prompt_style: PromptStyle = "clean",
         seed: int = 0,
         max_regions: int | None = None,
@@ -47,92 +47,86 @@ class ConversationDataset(Dataset[dict[str, Any]]):
     ) -> None:
         if prompt_style not in PROMPT_STYLES:
             raise ValueError(f"unknown prompt style {prompt_style!r}; choose from {', '.join(PROMPT_STYLES)}")
-        pairs = list(folders.items()) if isinstance(folders, Mapping) else [_with_weight(entry) for entry in folders]
-        if not pairs:
-            raise ValueError("a data set needs at least one folder of records")
-        self.folders = [
-            folder if isinstance(folder, RecordFolder) else RecordFolder.open(folder) for folder, _ in pairs
-        ]
-        self.weights = [_checked_weight(folder, weight) for folder, weight in pairs]
+        self.mixture = mixture if isinstance(mixture, Mixture) else Mixture.of(mixture)
+        self.folders = [entry.open() for entry in self.mixture.folders]
         self.prompt_style = prompt_style
-        self.seed = seed
         self.max_regions = max_regions
         self.paraphrase = paraphrase
-        self.shuffle = shuffle
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the order, the subsets and the wordings of another epoch; the length stays the same.
-
-        Worker processes take it over when they are started, so it does not reach persistent ones.
-        """
-        self.epoch = epoch
-        draws = [
-            _draw(index, len(folder), weight, np.random.default_rng([self.seed, epoch, index]))
-            for index, (folder, weight) in enumerate(zip(self.folders, self.weights, strict=True))
-        ]
-        self._order = np.concatenate(draws)
-        if self.shuffle:
-            np.random.default_rng([self.seed, epoch]).shuffle(self._order)
+        records = [len(folder) for folder in self.folders]
+        samples = [entry.samples(count) for entry, count in zip(self.mixture.folders, records, strict=True)]
+        seed = seed if self.mixture.seed is None else self.mixture.seed
+        self.order = EpochOrder(records, samples, seed, shuffle)
 
     def __len__(self) -> int:
-        return len(self._order)
+        """Samples in an epoch, the same in all."""
+        return len(self.order)
 
-    def record(self, index: int) -> tuple[RecordFolder, RegionRecord, int]:
-        """The folder, the record at this place of the epoch's order, and which pass over the record this is.
+    def record(self, index: SampleIndex) -> tuple[RecordFolder, RegionRecord, int]:
+        """The folder, the record at this place of its epoch's order, and which pass over the record this is.
 
         Raises:
-            IndexError: beyond the end.
+            IndexError: beyond the end of the epoch.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        folder_index, record_index, repeat = (int(value) for value in self._order[index])
-        folder = self.folders[folder_index]
-        passes = math.ceil(self.weights[folder_index])
-        return folder, folder[record_index], self.epoch * passes + repeat
+        number, record, seen = self._find(index)
+        return self.folders[number], record, seen
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample `{"id": str, "conversation": messages}`, its picture opened (PIL, RGB).
+    def __getitem__(self, index: SampleIndex) -> dict[str, Any]:
+        """The sample `{"id": str, "conversation": messages}`, its picture, if it has one, opened (PIL, RGB).
 
         Raises:
             ValueError: naming the record, if its picture cannot be opened or has another size than the record says.
         """
-        folder, record, seen = self.record(index)
-        try:
-            image = load_image(folder.image_path(record))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{error} (record {record.id})") from error
-        if image.size != (record.width, record.height):
-            raise ValueError(
-                f"the picture {record.image} has {image.height} x {image.width} pixels (height x width), the record "
-                f"{record.height} x {record.width} (record {record.id}); prepare the folder again with these pictures"
-            )
+        number, record, seen = self._find(index)
+        entry = self.mixture.folders[number]
         conversation = conversation_of(
             record,
-            image,
-            prompt_style=self.prompt_style,
+            _opened_picture(self.folders[number], record) if record.has_image else None,
+            prompt_style=entry.prompt_style or self.prompt_style,
             epoch=seen,
-            max_regions=self.max_regions,
+            max_regions=_lower(entry.max_regions, self.max_regions),
             paraphrase=self.paraphrase,
         )
         return {"id": record.id, "conversation": conversation}
 
+    def description(self) -> dict[str, Any]:
+        """What decides the samples and their order, in values that JSON can hold; equal for equal samples."""
+        entries = zip(self.mixture.folders, self.folders, self.order.samples, strict=True)
+        return {
+            "seed": self.order.seed,
+            "samples": len(self),
+            "folders": [self._describe(entry, folder, samples) for entry, folder, samples in entries],
+        }
 
-def _with_weight(entry: FolderLike | tuple[FolderLike, float]) -> tuple[FolderLike, float]:
-    return entry if isinstance(entry, tuple) else (entry, 1.0)
+    def _describe(self, entry: MixtureFolder, folder: RecordFolder, samples: int) -> dict[str, Any]:
+        return {
+            "path": str(folder.path),
+            "images": str(folder.image_root),
+            "records": len(folder),
+            "samples": samples,
+            "max_regions": _lower(entry.max_regions, self.max_regions),
+            "prompt_style": entry.prompt_style or self.prompt_style,
+            "shards": {shard["name"]: shard["sha256"] for shard in folder.manifest["shards"]},
+        }
+
+    def _find(self, index: SampleIndex) -> tuple[int, RegionRecord, int]:
+        """Number of the folder, the record, and which pass over it this is."""
+        epoch, place = index if isinstance(index, tuple) else (0, index)
+        number, record, seen = self.order.at(epoch, place)
+        return number, self.folders[number][record], seen
 
 
-def _checked_weight(folder: FolderLike, weight: float) -> float:
-    if not (math.isfinite(weight) and weight > 0):
-        name = folder.path if isinstance(folder, RecordFolder) else folder
-        raise ValueError(f"the weight of {name} is {weight}; weights are positive numbers")
-    return float(weight)
+def _lower(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _draw(folder: int, records: int, weight: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    """(samples, 3): folder, record and number of the pass; whole passes first, then a subset for the fraction."""
-    whole = math.floor(weight)
-    part = round((weight - whole) * records)
-    indices = np.concatenate([np.tile(np.arange(records), whole), np.sort(rng.permutation(records)[:part])])
-    passes = np.concatenate([np.repeat(np.arange(whole), records), np.full(part, whole)])
-    return np.stack([np.full_like(indices, folder), indices, passes], axis=1)
+def _opened_picture(folder: RecordFolder, record: RegionRecord) -> Image.Image:
+    try:
+        image = load_image(folder.image_path(record))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error} (record {record.id})") from error
+    if image.size != (record.width, record.height):
+        raise ValueError(
+            f"the picture {record.image} has {image.height} x {image.width} pixels (height x width), the record "
+            f"{record.height} x {record.width} (record {record.id}); prepare the folder again with these pictures"
+        )
+    return image

@@ -163,10 +163,13 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         tiling = Tiling(kwargs["tile_size"], kwargs["patch_size"], kwargs["scale_factor"], kwargs["max_tiles"])
         pictures = self._load(images, kwargs["device"])
         plans = [tiling.plan(*picture.shape[-2:]) for picture in pictures]
-        tiles = [self._tiles(picture, plan, kwargs) for picture, plan in zip(pictures, plans, strict=True)]
-        no_tiles = torch.zeros(0, 3, tiling.tile_size, tiling.tile_size)
+        side = tiling.tile_size
+        tiles = torch.zeros(sum(plan.num_tiles for plan in plans), 3, side, side, device=kwargs["device"])
+        of_pictures = tiles.split([plan.num_tiles for plan in plans])
+        for picture, plan, of_picture in zip(pictures, plans, of_pictures, strict=True):
+            self._fill(of_picture, picture, plan, kwargs)
         data = {
-            "pixel_values": torch.cat(tiles) if tiles else no_tiles,
+            "pixel_values": tiles,
             "tile_grids": torch.tensor([(plan.rows, plan.cols) for plan in plans], dtype=torch.int64).reshape(-1, 2),
         }
         if regions is not None:
@@ -184,25 +187,36 @@ class OspreyTPImageProcessor(TorchvisionBackend):
             pictures.append(tvF.pil_to_tensor(picture).to(device))
         return pictures
 
-    def _tiles(self, picture: torch.Tensor, plan: TilePlan, settings: dict[str, Any]) -> torch.Tensor:
-        """uint8 (3, height, width) source pixels -> normalised float32 (plan.num_tiles, 3, tile_size, tile_size)."""
+    def _fill(self, tiles: torch.Tensor, picture: torch.Tensor, plan: TilePlan, settings: dict[str, Any]) -> None:
+        """Cut a picture and write its tiles.
+
+        Args:
+            tiles: Zeros, float32 (plan.num_tiles, 3, tile_size, tile_size); written tile by tile, so that what is
+                being normalised stays in the processor's cache.
+            picture: uint8 (3, height, width), source pixels.
+            plan: How it is cut.
+            settings: Of the call.
+        """
         antialias = settings["resize_mode"] == "antialiased"
         resample = settings["resample"] if antialias else PILImageResampling.BILINEAR
         if not antialias:
             picture = self._normalise(picture, settings)
 
-        def fit(source: torch.Tensor, height: int, width: int, box: tuple[int, int]) -> torch.Tensor:
-            resized = self.resize(source, SizeDict(height=height, width=width), resample, antialias=antialias)
-            return _pad(self._normalise(resized, settings) if resized.dtype == torch.uint8 else resized, *box)
+        def resized(source: torch.Tensor, height: int, width: int) -> torch.Tensor:
+            return self.resize(source, SizeDict(height=height, width=width), resample, antialias=antialias)
+
+        def put(pixels: torch.Tensor, tile: torch.Tensor) -> None:
+            normalised = self._normalise(pixels, settings) if pixels.dtype == torch.uint8 else pixels
+            tile[:, : pixels.shape[-2], : pixels.shape[-1]] = normalised
 
         side = plan.tiling.tile_size
-        canvas = fit(picture, plan.resized_height, plan.resized_width, (plan.canvas_height, plan.canvas_width))
-        tiles = canvas.reshape(3, plan.rows, side, plan.cols, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
-        if not plan.has_thumbnail:
-            return tiles
-        source = canvas if settings["thumbnail_source"] == "canvas" else picture
-        thumbnail = fit(source, plan.thumbnail_height, plan.thumbnail_width, (side, side))
-        return torch.cat([tiles, thumbnail[None]])
+        on_canvas = resized(picture, plan.resized_height, plan.resized_width)
+        for number in range(plan.rows * plan.cols):
+            top, left = side * (number // plan.cols), side * (number % plan.cols)
+            put(on_canvas[:, top : top + side, left : left + side], tiles[number])
+        if plan.has_thumbnail:
+            source = _canvas(tiles[:-1], plan) if settings["thumbnail_source"] == "canvas" else picture
+            put(resized(source, plan.thumbnail_height, plan.thumbnail_width), tiles[-1])
 
     def _normalise(self, pixels: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
         """Pixels from 0 to 255 -> float32 of mean 0 and deviation 1 over the tower's training pictures."""
@@ -211,9 +225,11 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         )
 
 
-def _pad(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Zeros below and to the right: (3, h, w) -> (3, height, width)."""
-    return tvF.pad(pixels, [0, 0, width - pixels.shape[-1], height - pixels.shape[-2]])
+def _canvas(tiles: torch.Tensor, plan: TilePlan) -> torch.Tensor:
+    """(rows * cols, 3, tile_size, tile_size) -> (3, canvas_height, canvas_width)."""
+    side = plan.tiling.tile_size
+    grid = tiles.reshape(plan.rows, plan.cols, 3, side, side).permute(2, 0, 3, 1, 4)
+    return grid.reshape(3, plan.canvas_height, plan.canvas_width)
 
 
 def _cover_regions(regions: Sequence[Any], plans: Sequence[TilePlan], pooling: str) -> dict[str, torch.Tensor]:
@@ -221,16 +237,18 @@ def _cover_regions(regions: Sequence[Any], plans: Sequence[TilePlan], pooling: s
     if len(regions) != len(plans):
         raise ValueError(f"{len(plans)} pictures, {len(regions)} lists of regions; each picture needs its own list")
     max_cells = max((plan.num_cells for plan in plans), default=0)
-    coverage, image_index = [np.zeros((0, max_cells), dtype=np.float32)], []
+    coverage, image_index = [], []
     for picture, (plan, of_picture) in enumerate(zip(plans, regions, strict=True)):
         if isinstance(of_picture, (str, Mapping)) or not isinstance(of_picture, Iterable):
             raise ValueError(f"picture {picture}: its regions must be a list, not {type(of_picture).__name__}")
         for number, region in enumerate(of_picture):
-            cells = _cover_region(region, plan, pooling, f"picture {picture}, region {number}")
-            coverage.append(np.pad(cells, (0, max_cells - plan.num_cells))[None])
+            coverage.append(_cover_region(region, plan, pooling, f"picture {picture}, region {number}"))
             image_index.append(picture)
+    padded = torch.zeros(len(coverage), max_cells)
+    for row, cells in zip(padded, coverage, strict=True):
+        row[: len(cells)] = torch.from_numpy(cells)
     return {
-        "region_coverage": torch.from_numpy(np.concatenate(coverage)),
+        "region_coverage": padded,
         "region_image_index": torch.tensor(image_index, dtype=torch.int64),
     }
 

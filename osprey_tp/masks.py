@@ -284,8 +284,8 @@ def _rle_to_mask(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
             f"malformed run-length encoding: its runs add up to {total} pixels, "
             f"the picture has {height} x {width} = {height * width}"
         )
-    encoded = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-    return coco_mask.decode(encoded).astype(bool)
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.repeat(inside, runs).reshape(width, height).T
 
 
 def _listed_counts(counts: Any) -> np.ndarray:

@@ -270,6 +270,13 @@ class OspreyTPProcessor(ProcessorMixin):
             batch["labels"] = batch["input_ids"].masked_fill(~answers, IGNORED_LABEL)
         return batch
 
+    def _adjust_assistant_masks_indices(
+        self, processed_dict: dict[str, Any], generation_indices: list[list[int]]
+    ) -> dict[str, Any]:
+        """As transformers does it, which reads offsets one by one; in lists that takes a hundredth of the time."""
+        processed_dict["offset_mapping"] = torch.as_tensor(processed_dict["offset_mapping"]).tolist()
+        return super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
+
     def decode_answers(self, generated: torch.Tensor, prompt_length: int) -> list[str]:
         """Texts of what `generate` returned (B, prompt + answer), without the prompt and special tokens."""
         answers = self.tokenizer.batch_decode(generated[:, prompt_length:], skip_special_tokens=True)

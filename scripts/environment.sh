@@ -7,7 +7,7 @@
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 python="$venv/bin/python"
-extras="train,eval,app,dev"
+extras="train,eval,generate,app,dev"
 oldest_python=10
 newest_python=13
 

@@ -1,18 +1,19 @@
 """Train one stage.
 
-    python -m scripts.train --config scripts/configs/tiny_stage2.yaml model=runs/stage1 output=runs/stage2
-    torchrun --nproc_per_node 8 -m scripts.train --config scripts/configs/vicuna_7b_stage3.yaml
-    deepspeed --module scripts.train --config scripts/configs/vicuna_7b_stage3.yaml deepspeed=zero2.json
+    python -m scripts.train --config scripts/configs/tiny/stage2.yaml model=runs/stage1 output=runs/stage2
+    torchrun --nproc_per_node 8 -m scripts.train --config scripts/configs/vicuna_7b/stage3.yaml
+    deepspeed --module scripts.train --config scripts/configs/vicuna_7b/stage3.yaml deepspeed=zero2.json
 
 Every setting of the file can be given anew as key=value; `osprey_tp/training/arguments.py` describes them. The output
-folder appears when the run is complete: model, processor, run_settings.yaml, training_log.json, trained_parts.json.
-An interrupted run goes on from its newest checkpoint when the same command is given again.
+folder appears when the run is complete: model, processor, run_settings.yaml, training_data.json, training_log.json,
+trained_parts.json. An interrupted run goes on from its newest checkpoint when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -58,7 +59,7 @@ def train(config: Path | None, overrides: Sequence[str]) -> None:
     table = apply_stage(model, stage)
     show(stage, table, processor, dataset)
     if _is_first_process():
-        folder.begin(settings)
+        folder.begin(settings, dataset.description())
     trainer = StageTrainer(model, stage, settings, processor, dataset, folder.work)
     trainer.train(resume_from_checkpoint=_checkpoint(folder))
     save(trainer, settings, table, folder)
@@ -78,11 +79,15 @@ def load_model(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration,
 
 
 def load_data(settings: RunSettings) -> ConversationDataset:
-    """The samples of all prepared record folders."""
+    """The samples of all prepared record folders, or of the mixture that a file describes."""
     from data_pipelines.dataset import ConversationDataset
+    from data_pipelines.mixtures import Mixture, is_mixture_file, read_mixture
 
+    files = [name for name in settings.data if is_mixture_file(name)]
+    if files and len(settings.data) > 1:
+        raise ValueError(f"data names {files[0]}, a mixture, and more; add the other folders to the mixture")
     return ConversationDataset(
-        list(settings.data.items()),
+        read_mixture(files[0]) if files else Mixture.of(settings.data),
         prompt_style=settings.prompt_style,
         seed=settings.seed,
         max_regions=settings.max_regions,
@@ -104,11 +109,12 @@ def show(stage: Stage, table: list[PartSummary], processor: OspreyTPProcessor, d
 
 def save(trainer: StageTrainer, settings: RunSettings, table: list[PartSummary], folder: RunFolder) -> None:
     """Write model, processor, settings, loss log and table aside, then rename."""
-    from osprey_tp.training.outputs import LOG_FILE, TABLE_FILE, write_json, write_settings
+    from osprey_tp.training.outputs import DATA_FILE, LOG_FILE, TABLE_FILE, write_json, write_settings
 
     trainer.save_model(str(folder.result))
     if trainer.is_world_process_zero():
         write_settings(folder.result, settings)
+        shutil.copyfile(folder.work / DATA_FILE, folder.result / DATA_FILE)
         write_json(folder.result / LOG_FILE, trainer.loss_log)
         write_json(folder.result / TABLE_FILE, [asdict(row) for row in table])
         folder.publish()

@@ -207,17 +207,14 @@ def test_a_mixture_repeats_and_draws_by_weight(folders):
     assert list(counts.values()) == [1]
     drawn = set()
     for epoch in range(10):
-        samples.set_epoch(epoch)
-        assert len(samples) == 8
-        drawn |= {samples.record(index)[1].id for index in range(8)}
+        drawn |= {samples.record((epoch, place))[1].id for place in range(8)}
     assert {"captions:11", "captions:12"} <= drawn
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(folders):
     def order(seed, epoch, **options):
         samples = ConversationDataset(list(folders.values()), seed=seed, **options)
-        samples.set_epoch(epoch)
-        return [samples[index]["id"] for index in range(len(samples))]
+        return [samples[epoch, place]["id"] for place in range(len(samples))]
 
     assert order(0, 4) == order(0, 4)
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) > 4
@@ -250,8 +247,9 @@ def test_pictures_that_do_not_fit_are_named_with_their_record(folders):
     (images / "000000000002.jpg").write_text("no picture")
     with pytest.raises(ValueError, match=r"record coco:2\)"):
         samples[1]
-    with pytest.raises(IndexError):
-        samples[3]
+    for beyond in (3, (1, 3), (-1, 0), -1):
+        with pytest.raises(IndexError):
+            samples[beyond]
 
 
 def test_wrong_arguments_of_a_data_set_are_named(folders, tmp_path):

@@ -22,7 +22,7 @@ from .tiny_models import save_tiny_model, tiny_model
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 
 
-def write_records(folder: Path, count: int = 12) -> Path:
+def write_records(folder: Path, count: int = 12, name: str = "coco") -> Path:
     """Pictures of one half red, one half blue; both halves are regions."""
     images = folder / "images"
     images.mkdir(parents=True)
@@ -31,13 +31,13 @@ def write_records(folder: Path, count: int = 12) -> Path:
             picture = np.zeros((48, 96, 3), dtype=np.uint8)
             names = list(COLOURS) if index % 2 else list(COLOURS)[::-1]
             regions = []
-            for half, name in enumerate(names):
+            for half, colour in enumerate(names):
                 mask = np.zeros((48, 96), dtype=bool)
                 mask[:, 48 * half : 48 * (half + 1)] = True
-                picture[mask] = COLOURS[name]
-                regions.append(Region(to_rle(mask, 48, 96), name))
+                picture[mask] = COLOURS[colour]
+                regions.append(Region(to_rle(mask, 48, 96), colour))
             Image.fromarray(picture).save(images / f"{index}.png")
-            writer.add(RegionRecord(f"coco:{index}", "coco", f"{index}.png", 48, 96, tuple(regions), ()))
+            writer.add(RegionRecord(f"{name}:{index}", "coco", f"{index}.png", 48, 96, tuple(regions), ()))
     return folder / "records"
 
 

@@ -21,7 +21,7 @@ class RunSettings:
         stage: 1, 2 or 3.
         model: Model folder to start from: what the stage before wrote, or a converted checkpoint.
         data: Prepared record folders, read as one data set: a list, or a mapping from folder to how often each of its
-            records is seen in an epoch.
+            records is seen in an epoch. Or the YAML of a mixture (`data_pipelines.mixtures`), alone.
         output: Folder to write; it appears when the run is complete.
         learning_rate: Peak learning rate of every part that trains; by default the stage's published one.
         learning_rates: Peak learning rate by part, above `learning_rate`.

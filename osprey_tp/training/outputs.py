@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 from osprey_tp.training.arguments import RunSettings
 
 SETTINGS_FILE = "run_settings.yaml"
+DATA_FILE = "training_data.json"
 LOG_FILE = "training_log.json"
 TABLE_FILE = "trained_parts.json"
 
@@ -25,7 +27,7 @@ class RunFolder:
 
     Attributes:
         output: The finished folder: model, processor, settings, loss log.
-        work: Beside it, while the run goes on: settings, checkpoints, and at last the folder to rename.
+        work: Beside it, while the run goes on: settings, data, checkpoints, and at last the folder to rename.
     """
 
     output: Path
@@ -52,11 +54,26 @@ class RunFolder:
             _require_same(self.work, settings)
         return False
 
-    def begin(self, settings: RunSettings) -> None:
-        """Make the work folder, or keep that of an interrupted run."""
+    def begin(self, settings: RunSettings, data: Mapping[str, Any]) -> None:
+        """Make the work folder, or keep that of an interrupted run; write down settings and data.
+
+        Args:
+            settings: The run.
+            data: What decides its samples and their order, in values that JSON can hold.
+
+        Raises:
+            ValueError: if the interrupted run saw other data.
+        """
         if settings.resume == "never" or not (self.work / SETTINGS_FILE).is_file():
             shutil.rmtree(self.work, ignore_errors=True)
+        saved = self.work / DATA_FILE
+        if saved.is_file() and json.loads(saved.read_text(encoding="utf-8")) != data:
+            raise ValueError(
+                f"{self.work} holds a run with other data: {saved} differs from what {', '.join(settings.data)} holds "
+                "now; remove it, name another output, or set resume=never"
+            )
         self.work.mkdir(parents=True, exist_ok=True)
+        write_json(saved, data)
         write_settings(self.work, settings)
 
     def newest_checkpoint(self) -> Path | None:

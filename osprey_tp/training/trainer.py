@@ -14,21 +14,21 @@ from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, chat_template
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.collator import ConversationCollator
+from osprey_tp.training.sampler import EpochSampler
 from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, parameters_of
 
 
-class DataFollowsEpoch(TrainerCallback):
-    """Tells the data set which epoch begins; accelerate does not when a run goes on in the middle of one."""
+class SamplerFollowsEpoch(TrainerCallback):
+    """Tells the sampler which epoch begins; accelerate does not when several processes go on in the middle of one."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the data set's epoch, if it has any."""
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(int(state.epoch or 0))
+        """Set the sampler's epoch."""
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class StageTrainer(Trainer):
@@ -39,7 +39,8 @@ class StageTrainer(Trainer):
         stage: What trains, at which rate.
         settings: The run.
         processor: Renders conversations, by the stage's chat template if it names one; saved as it is.
-        dataset: Samples `{"id", "conversation"}`.
+        dataset: Samples `{"id", "conversation"}`, indexed by (epoch, place); its order is kept, whatever the number of
+            processes (`osprey_tp.training.sampler`).
         folder: Where checkpoints go.
     """
 
@@ -62,8 +63,13 @@ class StageTrainer(Trainer):
             data_collator=ConversationCollator(for_stage(processor, stage)),
             train_dataset=dataset,
             processing_class=processor,
-            callbacks=[DataFollowsEpoch(dataset)],
         )
+        # accelerate deals batches to processes in turn, so one sampler over global batches gives all of them its order.
+        self.sampler = EpochSampler(len(dataset), self.get_total_train_batch_size(self.args))  # type: ignore[arg-type]
+        self.add_callback(SamplerFollowsEpoch(self.sampler))
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochSampler:
+        return self.sampler
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW (or what the arguments name) with a group of parameters for every part that trains."""
@@ -116,6 +122,7 @@ def training_arguments(settings: RunSettings, stage: Stage, folder: Path) -> Tra
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",
         dataloader_num_workers=settings.workers,
+        dataloader_persistent_workers=settings.workers > 0,
         seed=settings.seed,
         data_seed=settings.seed,
         logging_steps=settings.log_every,

@@ -1,0 +1,1 @@
+"""Instruction data written by a language model from prepared records, and yes/no questions made by rule."""

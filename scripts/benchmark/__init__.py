@@ -1,0 +1,1 @@
+"""Measured times and ratios, as tables and json; `python -m scripts.benchmark` lists them."""

@@ -1,0 +1,81 @@
+"""Measure one thing and print it as a table; `--json FILE` writes it down as well.
+
+    python -m scripts.benchmark sample --json sample.json
+
+Each benchmark has options of its own: `python -m scripts.benchmark NAME --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+
+class BenchmarkModule(Protocol):
+    """What the module of a benchmark offers; it imports what is slow to import inside these functions."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the benchmark's own options."""
+
+    def measure(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Measure, and return what json can hold."""
+
+    def table(self, result: Mapping[str, Any]) -> str:
+        """What `measure` returned, for people."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: its module below this package, and what it measures."""
+
+    module: str
+    summary: str
+
+    def load(self) -> BenchmarkModule:
+        """The imported module."""
+        return cast(BenchmarkModule, import_module(f"scripts.benchmark.{self.module}"))
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "prepare": Benchmark("prepare", "preparing a COCO file of a million annotations, and opening the result"),
+    "sample": Benchmark(
+        "sample", "one training sample part by part: picture, tiles, regions, text; against bare libraries"
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    options = _parser().parse_args(arguments)
+    benchmark = BENCHMARKS[options.name].load()
+    try:
+        result = benchmark.measure(options)
+        if options.json is not None:
+            options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 1
+    sys.stdout.write(benchmark.table(result) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name, benchmark in BENCHMARKS.items():
+        own = names.add_parser(name, help=benchmark.summary, description=benchmark.summary)
+        own.add_argument("--json", type=Path, metavar="FILE", help="file to write the figures to")
+        benchmark.load().add_arguments(own)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The benchmarks: what they print and write down."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.benchmark.__main__ import BENCHMARKS, main
+
+
+def test_a_sample_is_measured_part_by_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sample.json"
+    assert main(["sample", "--repeats", "1", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert (result["height"], result["width"], result["regions"]) == (480, 640, 20)
+    assert result["tokens"] > 1015  # the visual tokens of 2 x 3 tiles
+    assert [part["name"] for part in result["parts"]] == [
+        "read the record",
+        "decode the JPEG",
+        "resize, tile, normalise",
+        "run lengths to coverage of cells",
+        "prompts of the record",
+        "tokens and labels",
+    ]
+    assert all(part["ms"] > 0 for part in result["parts"])
+    assert result["sample"]["floor_ms"] == pytest.approx(sum(part["floor_ms"] for part in result["parts"]))
+    assert result["batch"]["ms"] > result["sample"]["ms"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(result["parts"]) + 2
+    assert lines[0].startswith("one sample: 480 x 640 pixels, 20 regions")
+
+
+def test_what_cannot_be_measured_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--repeats", "0"]) == 1
+    assert capsys.readouterr().err == "error: --repeats must be at least 1, not 0\n"
+    with pytest.raises(SystemExit) as left:
+        main(["smaple"])
+    assert left.value.code == 2
+    assert "sample" in capsys.readouterr().err
+
+
+def test_every_benchmark_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in BENCHMARKS)
