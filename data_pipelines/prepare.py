@@ -346,11 +346,12 @@ def _keep_only(folder: Path, names: set[str]) -> None:
 
 
 def summary_of(manifest: Mapping[str, Any]) -> str:
-    """What came in, what came out, and what was left out and why, for people."""
+    """What came in, what came out, and what was left out or changed and why, for people."""
     into, out = manifest["counts"]["in"], manifest["counts"]["out"]
     lines = [
         f"{manifest['source']}: {into['images']} images and {into['annotations']} annotations in; "
         f"{out['records']} records with {out['regions']} regions and {out['turns']} turns out"
     ]
-    lines += [f"  left out: {line}" for line in lines_of(manifest["rejections"])]
+    if manifest["rejections"]:
+        lines += ["left out or changed:", *(f"  {line}" for line in lines_of(manifest["rejections"]))]
     return "\n".join(lines)

@@ -72,6 +72,9 @@ def picture_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, i
     """
     name = f"picture {path}"
     with decoding(name), open_picture(path, max_pixels, name) as picture:
+        if picture.format == "TIFF":  # which of the two sizes Pillow tells before decoding depends on its version
+            upright = ImageOps.exif_transpose(picture)
+            return upright.height, upright.width
         lies_on_its_side = picture.getexif().get(ExifTags.Base.Orientation) in _ON_ITS_SIDE
         return (picture.width, picture.height) if lies_on_its_side else (picture.height, picture.width)
 

@@ -151,6 +151,7 @@ def test_a_polygon_of_two_points_is_left_out_of_its_region_and_said_so(tmp_path)
         ({"file_name": None}, "picture without a file name"),
         ({"height": 0}, "picture without a size"),
         ({"width": "60"}, "picture without a size"),
+        ({"width": 2**70}, "picture too large"),
     ],
 )
 def test_pictures_that_cannot_be_used_take_their_annotations_with_them(tmp_path, changes, reason):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
@@ -102,3 +103,13 @@ def test_boxes_that_are_none_are_named(box, reason):
     with pytest.raises(Unusable) as caught:
         read_box(box, HEIGHT, WIDTH)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("form", [str, lambda path: {"mask": str(path)}, lambda path: {"segmentation": str(path)}])
+def test_an_annotation_cannot_name_a_file_as_its_mask(tmp_path, form):
+    path = tmp_path / "mask.png"
+    Image.new("1", (WIDTH, HEIGHT), 1).save(path)
+    assert to_mask(form(path), HEIGHT, WIDTH).all()
+    with pytest.raises(Unusable) as caught:
+        read_segmentation(form(path), HEIGHT, WIDTH)
+    assert caught.value.reason == "malformed segmentation"

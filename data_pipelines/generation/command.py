@@ -188,5 +188,6 @@ def _report(manifest: dict[str, Any], out: Path) -> None:
 
     counts = manifest["counts"]["out"]
     lines = [f"{counts['records']} records with {counts['regions']} regions and {counts['turns'] // 2} answers"]
-    lines += [f"  left out: {line}" for line in lines_of(manifest["rejections"])]
+    if manifest["rejections"]:
+        lines += ["left out:", *(f"  {line}" for line in lines_of(manifest["rejections"]))]
     sys.stdout.write("\n".join([*lines, f"wrote {out}"]) + "\n")

@@ -51,6 +51,24 @@ SOURCES: Mapping[str, SourceEntry] = {
     "refcoco+": SourceEntry("RefCOCO+ in either form: expressions without positions", "refcoco:open_refer"),
     "refcocog": SourceEntry("RefCOCOg in either form: long expressions", "refcoco:open_refer"),
     "captions": SourceEntry("COCO captions: pictures without regions", "captions:CaptionReader"),
+    "vcr": SourceEntry("VCR train.jsonl: questions about a picture's objects, with reasons", "vcr:VcrReader"),
+    "osprey-short-form": SourceEntry("Osprey-724K: short answers about regions", "osprey724k:OspreyReader"),
+    "osprey-part-level": SourceEntry("Osprey-724K: short answers about parts", "osprey724k:OspreyReader"),
+    "osprey-conversation": SourceEntry("Osprey-724K: conversations about regions", "osprey724k:OspreyReader"),
+    "osprey-lvis-positive-negative": SourceEntry(
+        "Osprey-724K: whether a region is of a class", "osprey724k:OspreyReader"
+    ),
+    "osprey-detailed-description": SourceEntry(
+        "Osprey-724K: detailed descriptions of regions", "osprey724k:OspreyDescriptionReader"
+    ),
+    "llava": SourceEntry("LLaVA conversations about whole pictures, or without any", "llava:LlavaReader"),
+    "ferret-bench": SourceEntry(
+        "Ferret-Bench: questions about regions, for evaluation", "ferret_bench:FerretBenchReader", "evaluation"
+    ),
+    "pope": SourceEntry("POPE: yes-or-no questions about pictures, for evaluation", "pope:PopeReader", "evaluation"),
+    "dlc-bench": SourceEntry(
+        "DLC-Bench: regions to describe, for evaluation", "dlc_bench:DlcBenchReader", "evaluation"
+    ),
 }
 
 

@@ -49,7 +49,7 @@ class CocoLikeReader(SourceReader):
     def _stage_image(self, staging: StagingWriter, entry: Any) -> None:
         key = as_key(entry.get("id")) if isinstance(entry, dict) else None
         if key is None:
-            staging.reject(Rejection(f"{self.name}:?", "image entry without an id", str(entry)[:80], annotations=0))
+            staging.reject(Rejection(f"{self.name}:?", "image entry without an id", repr(entry)[:80], annotations=0))
         elif not staging.add_unit(key, entry):
             staging.reject(Rejection(f"{self.name}:{key}", "image id stands twice", annotations=0))
 
@@ -57,7 +57,7 @@ class CocoLikeReader(SourceReader):
         own = as_key(entry.get("id")) if isinstance(entry, dict) else None
         image = as_key(entry.get("image_id")) if isinstance(entry, dict) else None
         if own is None:
-            staging.reject(Rejection(f"{self.name}:?", "annotation without an id", str(entry)[:80]))
+            staging.reject(Rejection(f"{self.name}:?", "annotation without an id", repr(entry)[:80]))
         elif image is None:
             detail = f"image_id {entry.get('image_id')!r}"
             staging.reject(Rejection(f"{self.name}:?#{own}", "annotation of an unknown picture", detail))

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from data_pipelines.records import RegionRecord, Rejection, confined_path
 from data_pipelines.staging import Key, StagingWriter, Unit
+from osprey_tp.images import MAX_PIXELS, picture_size
 
 _COCO_PREFIX = re.compile(r"COCO_(?:train|val|test)20\d\d_(?=\d{12}\.)")
 _LARGEST_INTEGER_ID = 2**63 - 1
@@ -136,9 +137,13 @@ class SourceReader(ABC):
         """The picture that an entry with `file_name`, `height` and `width` describes.
 
         Raises:
-            Unusable: if it has no size, no file name, or no file inside the image folder.
+            Unusable: if it has no size or too large a one, no file name, or no file inside the image folder.
         """
         height, width = _side(entry, "height"), _side(entry, "width")
+        if height * width > MAX_PIXELS:
+            raise Unusable(
+                "picture too large", f"{height} x {width} (height x width), the limit is {MAX_PIXELS} pixels"
+            )
         names = self._picture_names(entry)
         if not names:
             raise Unusable("picture without a file name", repr(entry.get("file_name")))
@@ -173,7 +178,24 @@ def find_picture(root: Path, *names: str) -> str:
             raise Unusable("image path leaves the image folder", str(error)) from None
         except OSError:
             continue
-    raise Unusable("picture not found", " or ".join(dict.fromkeys(names))[:_SHOWN_NAME])
+    shown = (name if name.isprintable() else repr(name) for name in dict.fromkeys(names))
+    raise Unusable("picture not found", " or ".join(shown)[:_SHOWN_NAME])
+
+
+def measured_picture(root: Path, name: Any) -> Picture:
+    """The picture of that name, where the annotation file does not say its size: its header does.
+
+    Raises:
+        Unusable: as `find_picture`, or if the file is no picture.
+    """
+    if not isinstance(name, str):
+        raise Unusable("picture without a file name", repr(name)[:_SHOWN_NAME])
+    path = find_picture(root, name)
+    try:
+        height, width = picture_size(confined_path(root, path))
+    except ValueError as error:
+        raise Unusable("picture cannot be read", str(error)) from None
+    return Picture(path, height, width)
 
 
 def as_key(value: Any) -> Key | None:

@@ -19,9 +19,10 @@ from data_pipelines.sources.coco import CocoReader
 from data_pipelines.sources.formats import FormatCheck
 from data_pipelines.sources.json_stream import stream_json
 from data_pipelines.sources.plain_pickle import load_plain_pickle
+from data_pipelines.sources.plain_text import plain_text
 from data_pipelines.sources.reader import Unusable, as_key
-from data_pipelines.sources.signatures import is_pickle
-from data_pipelines.sources.texts import shown, text_of
+from data_pipelines.sources.signatures import is_pickle, looks_like
+from data_pipelines.sources.texts import is_unicode, shown
 from data_pipelines.staging import Key, StagingWriter, Unit
 
 _MOST_SENTENCES = 1000
@@ -72,6 +73,10 @@ class ReferReader(CocoReader):
 
     def _references(self) -> list[Any]:
         path = self.options.annotations
+        if path.is_dir():
+            there = ", ".join(sorted(file.name for file in path.glob("refs*.p"))[:8])
+            found = f"a folder; give a file of references in it: {there}" if there else looks_like(path)
+            raise ValueError(f"{path} is not an original REFER file: this looks like {found}")
         if path.is_file() and not is_pickle(path):
             raise ValueError(f"{path} is not an original REFER file: it is no pickle")
         references = load_plain_pickle(path)
@@ -114,7 +119,7 @@ class ReferReader(CocoReader):
         if not isinstance(sentences, list) or not 1 <= len(sentences) <= _MOST_SENTENCES:
             raise Unusable("reference without its sentences", shown(sentences))
         split = reference.get("split")
-        body = {"ref_id": own, "image_id": image, "split": split[:20] if isinstance(split, str) else None}
+        body = {"ref_id": own, "image_id": image, "split": as_key(split[:20]) if isinstance(split, str) else None}
         for sentence in sentences:
             number = as_key(sentence.get("sent_id")) if isinstance(sentence, dict) else None
             if number is None:
@@ -143,7 +148,7 @@ class ReferReader(CocoReader):
                 if sentence["image_id"] != annotation["image_id"]:
                     detail = f"{sentence['image_id']!r} and {annotation['image_id']!r}"
                     raise Unusable("reference and annotation name different pictures", detail)
-                answer = text_of(sentence["sent"], "expression without text")
+                answer = plain_text(sentence["sent"])
             except Unusable as problem:
                 yield Rejection(own, problem.reason, problem.detail)
                 continue
@@ -157,7 +162,7 @@ class ReferReader(CocoReader):
 
 
 def _short_text(value: Any) -> str | None:
-    return value if isinstance(value, str) and len(value) <= _LONGEST_SENTENCE else None
+    return value if isinstance(value, str) and len(value) <= _LONGEST_SENTENCE and is_unicode(value) else None
 
 
 def _metadata_of(sentence: Mapping[str, Any], annotation: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> tuple[Rle, 
         return _read_polygons(segmentation, height, width)
     if not segmentation:
         raise Unusable("empty segmentation")
+    if not isinstance(segmentation, dict) or "counts" not in segmentation:
+        raise Unusable("malformed segmentation", f"a {type(segmentation).__name__} that is no run-length encoding")
     try:
         return to_rle(segmentation, height, width), []
     except ValueError as error:

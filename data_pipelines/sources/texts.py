@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_pipelines.sources.reader import Unusable
 from osprey_tp.prompts import IMAGE_TOKEN, OVERVIEW
 
 _ROLES = {"human": "user", "gpt": "assistant"}
+_IMAGE_MARK = re.compile(rf"[ \t]*{IMAGE_TOKEN}")
 _SHOWN = 80
 _LONGEST_NUMBER = 9
 
@@ -30,9 +32,14 @@ def text_of(value: Any, reason: str) -> str:
     """
     if not isinstance(value, str) or not value.strip():
         raise Unusable(reason, shown(value))
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_unicode(value):
         raise Unusable("text that is not Unicode", shown(value))
     return value.strip()
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written: JSON and pickles can hold halves of surrogate pairs, which cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def shown(value: Any) -> str:
@@ -92,4 +99,4 @@ def _turn(entry: Any) -> Turn:
     if role == "assistant":
         return Turn("assistant", text_of(entry.get("value"), "answer without text"))
     question = text_of(entry.get("value"), "question without text")
-    return Turn("user", question.replace(IMAGE_TOKEN, "").strip().removeprefix(OVERVIEW).strip())
+    return Turn("user", _IMAGE_MARK.sub("", question).strip().removeprefix(OVERVIEW).strip())
