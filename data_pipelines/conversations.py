@@ -238,10 +238,11 @@ def _introduced(
 
     def name(match: re.Match[str]) -> str:
         number = int(match[1])
-        index = numbers.index(number)
+        called = region_name(numbers.index(number))
         if not form.class_names:
-            return region_name(index)
-        return f"{record.regions[number - 1].name} at region{index}".removeprefix(" at ")
+            return called
+        shifted = min(number, len(record.regions) - 1)
+        return f"{record.regions[shifted].name} at {called}".removeprefix(" at ")
 
     texts = [
         (

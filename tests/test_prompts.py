@@ -73,7 +73,7 @@ RECORDS = {
     ),
     "category_three_rounds": record("coco", ["dog", "potted plant", "boat"]),
     "vcr_style_prefix": record(
-        "vcr", ["", ""], ["Why is <region2> sad?", "He lost his phone."], rationale="The phone is broken."
+        "vcr", ["", ""], ["Why is <region1> sad?", "He lost his phone."], rationale="The phone is broken."
     ),
 }
 
@@ -197,17 +197,16 @@ def test_visual_genome_asks_three_regions_in_random_order():
 def test_vcr_as_published():
     made = record(
         "vcr",
-        ["person", "person", "dog"],
+        ["person", "cat", "dog"],
         ["Why is <region2> near <region1> < here?", "<region2> feeds <region3>."],
         rationale="<region3> eats.",
     )
     conversation = conversation_of(made, PICTURE, prompt_style="published", paraphrase=False)
     assert texts(conversation) == [
-        DOTTED + "Given region1 <mask>,region2 <mask>,region3 <mask>,"
-        "Why is person at region1 near person at region0 < here?",
-        "person at region1 feeds dog at region2.",
+        DOTTED + "Given region1 <mask>,region2 <mask>,region3 <mask>,Why is dog at region2 near cat at region1 < here?",
+        "dog at region2 feeds dog at region3.",
         "why?",
-        "dog at region2 eats.",
+        "dog at region3 eats.",
     ]
     assert used(conversation, made) == [1, 2, 3]
     lead_ins = {published(made, epoch=epoch)[0].split(",region2")[0] for epoch in range(100)}

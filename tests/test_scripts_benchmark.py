@@ -30,6 +30,24 @@ def test_a_sample_is_measured_part_by_part(tmp_path: Path, capsys: pytest.Captur
     assert lines[0].startswith("one sample: 480 x 640 pixels, 20 regions")
 
 
+def test_preparing_is_measured_in_time_and_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.benchmark.prepare.WORKERS", 1)
+    file = tmp_path / "prepare.json"
+    assert main(["prepare", "--annotations", "900", "--images", "300", "--json", str(file)]) == 0
+    result = json.loads(file.read_text())
+    assert (result["annotations"], result["images"]) == (900, 300)
+    assert set(result["prepare"]) == {"1", "2"}
+    for run in (result["parse"], *result["prepare"].values()):
+        assert run["seconds"] > 0
+        assert all(5 < peak < 2000 for peak in run["peaks"])
+    assert len(result["prepare"]["2"]["peaks"]) > len(result["prepare"]["1"]["peaks"])
+    assert 0 <= result["open_mib_a_worker"] < 200
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:26].strip() for line in lines][3:5] == ["prepare, processes: 1", "prepare, processes: 2"]
+
+
 def test_what_cannot_be_measured_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "--repeats", "0"]) == 1
     assert capsys.readouterr().err == "error: --repeats must be at least 1, not 0\n"

@@ -82,6 +82,20 @@ def test_boxes_are_the_pixels_that_they_touch(box, expected, reasons):
     assert read_corner_box([x0, y0, x1 - x0, y1 - y0], HEIGHT, WIDTH)[0] == rle
 
 
+@given(st.tuples(*[st.floats(-20, 80, allow_nan=False)] * 4))
+def test_any_box_is_the_pixels_that_it_touches(corners):
+    x0, x1 = sorted(corners[:2])
+    y0, y1 = sorted(corners[2:])
+    columns, rows = np.arange(WIDTH), np.arange(HEIGHT)
+    touched = ((rows + 1 > y0) & (rows < y1))[:, None] & ((columns + 1 > x0) & (columns < x1))
+    try:
+        rle, _ = read_box([x0, y0, x1, y1], HEIGHT, WIDTH)
+    except Unusable:
+        assert x0 == x1 or y0 == y1 or not touched.any()
+        return
+    assert np.array_equal(mask_utils.decode(rle).astype(bool), touched)
+
+
 @pytest.mark.parametrize(
     ("box", "reason"),
     [

@@ -45,8 +45,9 @@ class PromptForm:
         introduction: when regions are introduced by name.
         lead_ins: paraphrases that introduce them, each with one `<regions>`; without any,
             `osprey_tp.prompts.region_introduction` does.
-        class_names: texts call a region `<class name> at regionN` with N counted from 0, although the introduction
-            counts from 1: a shift by one that published VCR prompts have.
+        class_names: texts call a region `<class name> at regionN`, where the class name is that of the *next* object: a
+            shift by one that published VCR prompts have. The published loader drops records that speak of the last
+            object; here it keeps its own name.
         angle_brackets: whether `<` and `>` stay in questions and answers.
         spaced_names: in answers that are names, `_` and `:` become spaces, as evaluation reads them.
     """

@@ -6,6 +6,7 @@ it draws them, and what was clipped by more than a pixel is noted.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,11 @@ def read_box(box: Any, height: int, width: int) -> tuple[Rle, list[Problem]]:
         raise Unusable("box lies outside the picture", f"{shown}, picture {height} x {width} (height x width)")
     clipped = _reaches_beyond(np.array([x0, y0, x1, y1]), height, width)
     notes = [Problem(BOX_CLIPPED, f"{shown}, picture {height} x {width} (height x width)")] if clipped else []
-    return to_rle({"box": [x0, y0, x1, y1]}, height, width), notes
+    left, top = max(0, math.floor(x0)), max(0, math.floor(y0))
+    right, bottom = min(width, math.ceil(x1)), min(height, math.ceil(y1))
+    corner_box = np.array([[left, top, right - left, bottom - top]], dtype=np.float64)
+    (rle,) = mask_utils.frPyObjects(corner_box, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}, notes
 
 
 def read_corner_box(box: Any, height: int, width: int) -> tuple[Rle, list[Problem]]:
