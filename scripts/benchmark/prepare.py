@@ -183,9 +183,11 @@ def watch(command: list[str]) -> Run:
     ended = threading.Event()
 
     def look() -> None:
-        while not ended.wait(0.05):
+        while not ended.wait(0.005):
             for number in _family(process.pid):
-                peaks[number] = max(peaks.get(number, 0.0), _peak(number))
+                peak = _peak(number)
+                if peak:
+                    peaks[number] = max(peaks.get(number, 0.0), peak)
 
     watcher = threading.Thread(target=look)
     watcher.start()
