@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +117,10 @@ class ChunkReader:
         self._note(result)
         return result
 
+    def finished_or_read(self, chunk: Chunk) -> ChunkResult:
+        """The result of a chunk that was finished before, otherwise that of reading it."""
+        return self.finished(chunk.number) or self.read(chunk)
+
     def finished(self, number: int) -> ChunkResult | None:
         """The result of a chunk that was finished before, None if it was not or its shard is not as it was left."""
         try:
@@ -143,16 +144,3 @@ class ChunkReader:
         aside = path.with_suffix(".partial")
         aside.write_text(json.dumps(vars(result)), encoding="utf-8")
         aside.replace(path)
-
-
-def follow_parent() -> None:
-    """End this worker process when the process that started it is gone, however that ended."""
-    parent = parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

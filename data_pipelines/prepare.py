@@ -14,24 +14,22 @@ processes and interruptions, the records come out byte for byte the same.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import shutil
 import sqlite3
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.chunks import Chunk, ChunkReader, ChunkResult, chunk_bounds, follow_parent
+from data_pipelines.chunks import Chunk, ChunkReader, ChunkResult, chunk_bounds
 from data_pipelines.records import FOLDER_FORMAT, REJECTIONS_NAME
 from data_pipelines.sources import SOURCES, open_source
 from data_pipelines.sources.reader import SourceOptions, SourceReader
 from data_pipelines.staging import Staging, StagingWriter
 from data_pipelines.tally import Tally, count, lines_of, merge
+from data_pipelines.workers import ProcessEnded, map_in_order
 from data_pipelines.writing import (
     aside_of,
     new_manifest,
@@ -227,21 +225,22 @@ class _Job:
         with tqdm(total=units, desc=f"reading {self.source}", unit="unit", disable=not self.progress) as bar:
             if self.processes == 1 or len(todo) == 1:
                 return self._taken(chunks, todo, _one_by_one(chunks, todo, bar.update))
-            with ProcessPoolExecutor(
-                min(self.processes, len(todo)),
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=follow_parent,
-            ) as pool:
-                in_order = _in_order(pool, chunks, todo, 2 * self.processes, bar.update)
-                try:
-                    return self._taken(chunks, todo, in_order)
-                except BrokenProcessPool:
-                    raise OSError(
-                        "a reading process ended before its time, perhaps for lack of memory; what is finished is "
-                        f"kept: run the same command again, with fewer than {self.processes} processes"
-                    ) from None
-                finally:
-                    pool.shutdown(wait=True, cancel_futures=True)
+            try:
+                return self._taken(chunks, todo, self._by_several(chunks, todo, bar.update))
+            except ProcessEnded:
+                raise OSError(
+                    "a reading process ended before its time, perhaps for lack of memory; what is finished is "
+                    f"kept: run the same command again, with fewer than {self.processes} processes"
+                ) from None
+
+    def _by_several(
+        self, chunks: ChunkReader, todo: Sequence[Chunk], tick: Callable[[int], object]
+    ) -> Iterator[ChunkResult]:
+        results = map_in_order(chunks.finished_or_read, todo, min(self.processes, len(todo)))
+        with closing(results):
+            for chunk, result in zip(todo, results, strict=True):
+                yield result
+                tick(len(chunk.places))
 
     def _taken(self, chunks: ChunkReader, todo: Sequence[Chunk], results: Iterator[ChunkResult]) -> list[ChunkResult]:
         """The results up to the last record that is wanted; the chunk that holds it is read again as far as there."""
@@ -315,28 +314,6 @@ def _one_by_one(chunks: ChunkReader, todo: Sequence[Chunk], tick: Callable[[int]
         if finished is not None:
             tick(len(chunk.places))
         yield finished or chunks.read(chunk, tick=tick)
-
-
-def _in_order(
-    pool: ProcessPoolExecutor,
-    chunks: ChunkReader,
-    todo: Sequence[Chunk],
-    ahead: int,
-    tick: Callable[[int], object],
-) -> Iterator[ChunkResult]:
-    """The results of the chunks in their order, while at most `ahead` of them are being read or waiting."""
-    waiting: deque[tuple[Chunk, ChunkResult | Future[ChunkResult]]] = deque()
-    rest = iter(todo)
-    while True:
-        for chunk in rest:
-            waiting.append((chunk, chunks.finished(chunk.number) or pool.submit(chunks.read, chunk)))
-            if len(waiting) == ahead:
-                break
-        if not waiting:
-            return
-        chunk, result = waiting.popleft()
-        yield result.result() if isinstance(result, Future) else result
-        tick(len(chunk.places))
 
 
 def _keep_only(folder: Path, names: set[str]) -> None:

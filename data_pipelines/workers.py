@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import connection, parent_process
 from typing import TypeVar
-
-from data_pipelines.chunks import follow_parent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def map_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], processes: int) -> Iterator[Result]:
+class ProcessEnded(OSError):
+    """A process ended before its time."""
+
+
+def map_in_order(
+    function: Callable[[Task], Result], tasks: Iterable[Task], processes: int
+) -> Generator[Result, None, None]:
     """`function(task)` for every task, in order; at most two tasks a process are under way or waiting to be taken.
 
     Raises:
         ValueError: if there is not at least one process.
-        OSError: if a process ends before its time.
+        ProcessEnded: if a process ends before its time.
     """
     if processes < 1:
         raise ValueError(f"the number of processes is {processes}; it must be at least 1")
@@ -38,9 +45,22 @@ def map_in_order(function: Callable[[Task], Result], tasks: Iterable[Task], proc
                 yield waiting.popleft().result()
                 waiting.extend(pool.submit(function, task) for task in islice(rest, 1))
         except BrokenProcessPool:
-            raise OSError(
+            raise ProcessEnded(
                 "a process ended before its time, perhaps for lack of memory; run the command again with fewer than "
                 f"{processes} processes"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def follow_parent() -> None:
+    """End this worker process when the process that started it is gone, however that ended."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
