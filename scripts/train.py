@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data_pipelines.dataset import ConversationDataset
-    from osprey_tp.modeling import OspreyTPForConditionalGeneration
     from osprey_tp.processing import OspreyTPProcessor
     from osprey_tp.training.arguments import RunSettings
     from osprey_tp.training.outputs import RunFolder
@@ -46,7 +45,9 @@ def train(config: Path | None, overrides: Sequence[str]) -> None:
     from osprey_tp.training.arguments import load_settings
     from osprey_tp.training.outputs import RunFolder
     from osprey_tp.training.stages import apply_stage
+    from osprey_tp.training.start import load_start
     from osprey_tp.training.trainer import StageTrainer
+    from osprey_tp.training.trainer_arguments import training_arguments
 
     settings = load_settings(config, overrides)
     stage = settings.resolved_stage
@@ -54,28 +55,16 @@ def train(config: Path | None, overrides: Sequence[str]) -> None:
     if folder.is_finished(settings):
         _say(f"{folder.output} is finished; nothing to do")
         return
-    model, processor = load_model(settings)
+    arguments = training_arguments(settings, folder.work)  # before the model: ZeRO-3 divides it while it is loaded
+    model, processor = load_start(settings)
     dataset = load_data(settings)
     table = apply_stage(model, stage)
     show(stage, table, processor, dataset)
     if _is_first_process():
         folder.begin(settings, dataset.description())
-    trainer = StageTrainer(model, stage, settings, processor, dataset, folder.work)
+    trainer = StageTrainer(model, stage, settings, processor, dataset, arguments)
     trainer.train(resume_from_checkpoint=_checkpoint(folder))
     save(trainer, settings, table, folder)
-
-
-def load_model(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration, OspreyTPProcessor]:
-    """The start model in float32, and its processor."""
-    import torch
-
-    from osprey_tp import OspreyTPForConditionalGeneration, OspreyTPProcessor
-
-    _require_model_folder(Path(settings.model))
-    model = OspreyTPForConditionalGeneration.from_pretrained(settings.model, dtype=torch.float32, local_files_only=True)
-    processor = OspreyTPProcessor.from_pretrained(settings.model, local_files_only=True)
-    processor.check_fits(model.config)
-    return model, processor
 
 
 def load_data(settings: RunSettings) -> ConversationDataset:
@@ -126,15 +115,6 @@ def _checkpoint(folder: RunFolder) -> str | None:
     if checkpoint is not None:
         _say(f"going on from {checkpoint}")
     return None if checkpoint is None else str(checkpoint)
-
-
-def _require_model_folder(folder: Path) -> None:
-    needed = ("config.json", "processor_config.json")
-    missing = [name for name in needed if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder} is no model folder, it lacks {' and '.join(missing)}; name what a stage or scripts.convert wrote"
-        )
 
 
 def _is_first_process() -> bool:

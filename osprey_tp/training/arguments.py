@@ -19,7 +19,8 @@ class RunSettings:
 
     Attributes:
         stage: 1, 2 or 3.
-        model: Model folder to start from: what the stage before wrote, or a converted checkpoint.
+        model: Model folder to start from: what the stage before wrote, or a converted checkpoint. Without it, the model is
+            put together from `language_model` and `vision_tower`.
         data: Prepared record folders, read as one data set: a list, or a mapping from folder to how often each of its
             records is seen in an epoch. Or the YAML of a mixture (`data_pipelines.mixtures`), alone.
         output: Folder to write; it appears when the run is complete.
@@ -45,13 +46,28 @@ class RunSettings:
             anew.
         device: `auto` takes an accelerator if there is one; `cpu` does not.
         deepspeed: DeepSpeed configuration file.
-        report_to: Trackers of transformers, such as `tensorboard`.
+        language_model: Folder of a causal language model to start from, where no `model` is given.
+        vision_tower: Folder of the vision transformer to start from, where no `model` is given.
+        template: Chat template that renders the conversations, in place of the stage's.
+        frozen_precision: Dtype in which frozen weights are held; `precision` holds them as it computes.
+        attention: Attention of the language model and the tower: `sdpa`, `eager` or `flash_attention_2`.
+        tf32: Let float32 products round to TF32 on GPUs that have it.
+        torch_compile: Compile the model with `torch.compile`.
+        liger: Take Liger's fused kernels, fused linear cross-entropy among them, for the language model.
+        group_by_length: Put samples of alike length into one batch, by lengths stored beside the records.
+        held_out: Prepared record folders whose samples are scored while the run goes on, named as `data`.
+        held_out_samples: Most samples of `held_out` that are scored each time.
+        evaluate_every: Optimiser steps between two scorings of `held_out`.
+        spike_factor: A loss this many times its recent median stops the run; 0 lets every loss pass.
+        on_missing_image: `stop` where a picture cannot be opened, or `skip` the sample, counted and named.
+        max_skipped: Most samples that a run skips before it stops.
+        report_to: Trackers of transformers: `tensorboard`, `wandb`, `trackio`; `none` for none.
     """
 
     stage: int
-    model: str
     data: Mapping[str, float]
     output: str
+    model: str | None = None
     learning_rate: float | None = None
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     epochs: float = 1.0
@@ -74,6 +90,21 @@ class RunSettings:
     device: Literal["auto", "cpu"] = "auto"
     deepspeed: str | None = None
     report_to: tuple[str, ...] = ()
+    language_model: str | None = None
+    vision_tower: str | None = None
+    template: str | None = None
+    frozen_precision: Literal["bf16", "fp32"] = "fp32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    tf32: bool = False
+    torch_compile: bool = False
+    liger: bool = False
+    group_by_length: bool = False
+    held_out: Mapping[str, float] = field(default_factory=dict)
+    held_out_samples: int = 256
+    evaluate_every: int = 500
+    spike_factor: float = 0.0
+    on_missing_image: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 100
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -81,6 +112,8 @@ class RunSettings:
         for name in ("batch_size", "gradient_accumulation", "log_every", "save_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.model is None and (self.language_model is None or self.vision_tower is None):
+            raise ValueError("settings lack model; add model=..., or language_model=... and vision_tower=...")
         if not self.data:
             raise ValueError("data names no record folder; give at least one")
         if not 0 <= self.warmup < 1:
@@ -145,7 +178,7 @@ def _build(values: Mapping[str, Any]) -> RunSettings:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
             raise ValueError(f"unknown setting {name!r}; the nearest known one is {nearest!r}")
-    missing = [name for name in ("stage", "model", "data", "output") if values.get(name) is None]
+    missing = [name for name in ("stage", "data", "output") if values.get(name) is None]
     if missing:
         raise ValueError(f"settings lack {', '.join(missing)}; add {missing[0]}=... or put it into the file")
     return RunSettings(**{name: _convert(name, value, types[name]) for name, value in values.items()})

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, chat_template
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.collator import ConversationCollator
+from osprey_tp.training.resumable import ResumableTrainer
 from osprey_tp.training.sampler import EpochSampler
 from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, parameters_of
+from osprey_tp.training.watching import WatchedTrainer
 
 
 class SamplerFollowsEpoch(TrainerCallback):
@@ -31,7 +32,7 @@ class SamplerFollowsEpoch(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class StageTrainer(Trainer):
+class StageTrainer(ResumableTrainer, WatchedTrainer):
     """A Trainer with one learning rate for each part of the model.
 
     Args:
@@ -41,7 +42,7 @@ class StageTrainer(Trainer):
         processor: Renders conversations, by the stage's chat template if it names one; saved as it is.
         dataset: Samples `{"id", "conversation"}`, indexed by (epoch, place); its order is kept, whatever the number of
             processes (`osprey_tp.training.sampler`).
-        folder: Where checkpoints go.
+        arguments: What `training_arguments` makes of the settings.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class StageTrainer(Trainer):
         settings: RunSettings,
         processor: OspreyTPProcessor,
         dataset: Dataset,
-        folder: Path,
+        arguments: TrainingArguments,
     ) -> None:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -59,7 +60,7 @@ class StageTrainer(Trainer):
         self.whole_model = model
         super().__init__(
             model=model,
-            args=training_arguments(settings, stage, folder),
+            args=arguments,
             data_collator=ConversationCollator(for_stage(processor, stage)),
             train_dataset=dataset,
             processing_class=processor,
@@ -104,32 +105,3 @@ def for_stage(processor: OspreyTPProcessor, stage: Stage) -> OspreyTPProcessor:
     rendering = copy(processor)
     rendering.chat_template = chat_template(stage.template)
     return rendering
-
-
-def training_arguments(settings: RunSettings, stage: Stage, folder: Path) -> TrainingArguments:
-    """The arguments of transformers' Trainer that follow from the settings of a run."""
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        learning_rate=max(stage.learning_rates.values()),
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_gradient_norm,
-        bf16=settings.precision == "bf16",
-        fp16=settings.precision == "fp16",
-        dataloader_num_workers=settings.workers,
-        dataloader_persistent_workers=settings.workers > 0,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        logging_steps=settings.log_every,
-        save_steps=settings.save_every,
-        save_total_limit=settings.keep_checkpoints,
-        use_cpu=settings.device == "cpu",
-        deepspeed=settings.deepspeed,
-        report_to=list(settings.report_to) or "none",
-        remove_unused_columns=False,
-    )
