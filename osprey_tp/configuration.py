@@ -265,6 +265,13 @@ class OspreyTPConfig(PreTrainedConfig):
         return cls(vision_config=vision_config, text_config=text_config, **(defaults | choices))
 
 
+def choices_of_a_model() -> list[str]:
+    """Names of the fields that are free where tower, language model and tokenizer are put together."""
+    given = ("text_config", "vision_config", "tie_word_embeddings")
+    own = OspreyTPConfig.__annotations__
+    return [name for name in own if name not in given and not name.endswith("_token_id")]
+
+
 def _side(size: int | list[int] | tuple[int, int]) -> int:
     if isinstance(size, int):
         return size

@@ -80,3 +80,32 @@ def region_encoder_from_published(weights: Mapping[str, Tensor]) -> dict[str, Te
         else:
             raise KeyError(f"{PUBLISHED_REGION_ENCODER_PREFIX}{name} is not a weight of a mask extractor")
     return renamed
+
+
+def parts_from_published(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Sort the weights of a published file of single parts, such as `mm_projector.bin`, and rename them.
+
+    Args:
+        weights: By published name. Whatever stands before `mm_projector.` or `mask_extractor.` is dropped; names with
+            neither are taken for a projector's.
+
+    Returns:
+        State dicts by part, `projector` and `region_encoder`, as far as the file has them.
+
+    Raises:
+        KeyError: for a name that neither part has.
+    """
+    projector: dict[str, Tensor] = {}
+    region_encoder: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        _, extractor, inner = name.partition(PUBLISHED_REGION_ENCODER_PREFIX)
+        if extractor:
+            region_encoder[inner] = weight
+        else:
+            _, prefix, inner = name.partition(PUBLISHED_PROJECTOR_PREFIX.removeprefix("model."))
+            projector[inner if prefix else name] = weight
+    parts = {
+        "projector": projector_from_published(projector),
+        "region_encoder": region_encoder_from_published(region_encoder),
+    }
+    return {part: renamed for part, renamed in parts.items() if renamed}

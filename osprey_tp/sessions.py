@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, DynamicCache
 
 from osprey_tp.images import load_image
+from osprey_tp.model_folder import require_merged
 from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
 from osprey_tp.processing import IGNORED_LABEL, OspreyTPProcessor
 from osprey_tp.prompts import (
@@ -74,6 +75,7 @@ class RegionDescriber:
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing.
+            ValueError: if it holds adapters that have not been merged.
         """
         folder = Path(folder)
         needed = {
@@ -82,6 +84,7 @@ class RegionDescriber:
         }
         if not folder.is_dir():
             raise FileNotFoundError(f"no model folder {folder}")
+        require_merged(folder)
         for name, remedy in needed.items():
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; {remedy}")

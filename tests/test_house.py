@@ -32,6 +32,8 @@ COMMANDS = (
     "eval",
     "app",
     "scripts.train",
+    "scripts.merge",
+    "scripts.export_parts",
     "scripts.benchmark",
     "scripts.benchmark prepare",
     "scripts.benchmark sample",

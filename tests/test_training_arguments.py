@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from osprey_tp.training.arguments import RunSettings, load_settings
+from osprey_tp.training.arguments import load_settings
 from osprey_tp.training.stages import STAGES
 
-ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("stage=2", "model=m", "data=[a, b]", "output=o")
 
 
@@ -35,7 +34,9 @@ def test_data_is_a_name_a_list_or_weights() -> None:
 
 
 def test_saved_settings_load_as_they_were(tmp_path: Path) -> None:
-    settings = load_settings(None, [*NEEDED, "report_to=tensorboard", "learning_rates={region_encoder: 1e-4}"])
+    nested = ("adapter={kind: lora, targets: [q_proj]}", "learning_rates={region_encoder: 1e-4, language_model: 1}")
+    settings = load_settings(None, [*NEEDED, "report_to=tensorboard", *nested])
+    assert settings.adapter is not None and settings.adapter.targets == ("q_proj",)
     file = tmp_path / "saved.yaml"
     file.write_text(yaml.safe_dump(settings.as_dict()))
     assert load_settings(file) == settings
@@ -65,6 +66,18 @@ def test_published_rates_are_the_default() -> None:
         ("batch_size", "'batch_size' is no key=value setting"),
         ("model=[", "model=[ is not valid YAML"),
         ("batch_size.inner=1", "batch_size holds no named values"),
+        ("learning_rates.head=1", "learning_rates names head, which is no part; parts are vision_tower, projector, "),
+        ("learning_rates.region_encoder=null", "learning_rates freezes every part of stage 2; leave one to train"),
+        ("learning_rate=0", "the learning rate of region_encoder is 0; it must be positive, or null to freeze it"),
+        ("adapter.rank=8", "settings lack adapter.kind; add adapter.kind=... or put it into the file"),
+        ("adapter={kind: lora, rnak: 8}", "unknown setting 'adapter.rnak'; the nearest known one is 'adapter.rank'"),
+        ("adapter={kind: loha}", "adapter.kind must be Literal['lora', 'qlora'], got 'loha'"),
+        ("adapter={kind: lora, rank: 0}", "adapter.rank must be at least 1, got 0"),
+        ("adapter={kind: lora, dropout: 1}", "adapter.dropout is a share, from 0 to below 1, got 1"),
+        ("adapter={kind: lora, targets: []}", "adapter.targets names no layer"),
+        ("adapter=lora", "adapter must hold named values (kind, rank, alpha, dropout, targets), got 'lora'"),
+        ("adapter.kind=lora", "adapter is set, but stage 2 freezes the language model; remove it, or give learning_ra"),
+        ("geometry.max_tiles=25", "geometry sets max_tiles, but m has its own; give language_model=... and"),
     ],
 )
 def test_errors_are_one_line(override: str, message: str) -> None:
@@ -74,15 +87,18 @@ def test_errors_are_one_line(override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_rate_for_a_frozen_part_is_refused() -> None:
-    settings = load_settings(None, [*NEEDED, "learning_rates.projector=1e-3"])
-    with pytest.raises(ValueError, match="names projector, which stage 2 does not train; it trains region_encoder"):
-        _ = settings.resolved_stage
+def test_learning_rates_unfreeze_and_freeze_parts() -> None:
+    def rates(*overrides: str) -> object:
+        return dict(load_settings(None, [*NEEDED, *overrides]).resolved_stage.learning_rates)
+
+    assert rates("learning_rates.projector=1e-3") == {"projector": 1e-3, "region_encoder": 5e-4}
+    assert rates("learning_rates.vision_tower=1e-6", "learning_rate=2") == {"vision_tower": 1e-6, "region_encoder": 2.0}
+    assert rates("stage=3", "learning_rates.region_encoder=null") == {"projector": 2e-5, "language_model": 2e-5}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "scripts" / "configs").rglob("stage*.yaml")), ids=str)
-def test_configurations_of_the_project_load(file: Path) -> None:
-    settings = load_settings(file)
-    assert isinstance(settings, RunSettings)
-    assert file.stem == f"stage{settings.stage}"
-    assert settings.resolved_stage.number == settings.stage
+def test_the_template_of_a_run_replaces_that_of_the_stage() -> None:
+    def template(*overrides: str) -> str | None:
+        return load_settings(None, [*NEEDED, *overrides]).resolved_stage.template
+
+    assert (template("stage=1"), template("stage=2")) == ("plain", None)
+    assert template("stage=1", "template=vicuna_v1") == "vicuna_v1"

@@ -17,7 +17,7 @@ from osprey_tp.training.stages import (
 
 from .tiny_models import tiny_model
 
-TRAINED = {1: {"projector"}, 2: {"region_encoder"}, 3: {"projector", "region_encoder", "language_model"}}
+TRAINED = {1: {"projector"}, 2: {"region_encoder"}, 3: {"projector", "region_encoder", "language_model", "lm_head"}}
 
 
 @pytest.mark.parametrize("number", sorted(TRAINED))
@@ -26,17 +26,17 @@ def test_a_stage_trains_its_parts_and_nothing_else(number: int) -> None:
     table = apply_stage(model, STAGES[number])
     assert {row.part for row in table if row.trainable} == TRAINED[number]
     for name, parameter in model.named_parameters():
-        part = "language_model" if name == "lm_head.weight" else name.split(".")[1]
+        part = "lm_head" if name == "lm_head.weight" else name.split(".")[1]
         assert parameter.requires_grad == (part in TRAINED[number]), name
 
 
 def test_the_table_counts_every_parameter_once() -> None:
     model, _ = tiny_model()
     table = apply_stage(model, STAGES[3])
-    assert [row.part for row in table] == list(PARTS)
+    assert [row.part for row in table] == [*PARTS, "lm_head"]
     assert sum(row.parameters for row in table) == sum(p.numel() for p in model.parameters())
     text = format_table(table)
-    assert len(text.splitlines()) == 5
+    assert len(text.splitlines()) == 6
     assert "vision_tower" in text and "2e-05" in text and "float32" in text
 
 
@@ -45,6 +45,10 @@ def test_a_tied_head_counts_once() -> None:
     model.lm_head.weight = model.get_input_embeddings().weight
     counted = sum(p.numel() for p in parameters_of(model, "language_model"))
     assert counted == sum(p.numel() for p in model.model.language_model.parameters())
+    table = apply_stage(model, STAGES[3])
+    assert sum(row.parameters for row in table) == sum(p.numel() for p in model.parameters())
+    assert (table[-1].part, table[-1].parameters) == ("lm_head", 0)
+    assert "lm_head                     tied" in format_table(table)
 
 
 def test_a_part_that_no_stage_knows_is_refused() -> None:

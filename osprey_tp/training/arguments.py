@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from osprey_tp.training.adapters import AdapterSettings
 from osprey_tp.training.stages import STAGES, Stage
 
 
@@ -19,13 +20,14 @@ class RunSettings:
 
     Attributes:
         stage: 1, 2 or 3.
-        model: Model folder to start from: what the stage before wrote, or a converted checkpoint. Without it, the model is
-            put together from `language_model` and `vision_tower`.
+        model: Model folder to start from: what the stage before wrote, or a converted checkpoint. Without it, the model
+            is put together from `language_model` and `vision_tower`.
         data: Prepared record folders, read as one data set: a list, or a mapping from folder to how often each of its
             records is seen in an epoch. Or the YAML of a mixture (`data_pipelines.mixtures`), alone.
         output: Folder to write; it appears when the run is complete.
         learning_rate: Peak learning rate of every part that trains; by default the stage's published one.
-        learning_rates: Peak learning rate by part, above `learning_rate`.
+        learning_rates: Peak learning rate by part, above `learning_rate`. A part that the stage freezes trains if it is
+            named here; null freezes one that the stage trains.
         epochs: Passes over the data.
         max_steps: Optimiser steps; -1 leaves it to `epochs`.
         batch_size: Samples a step on each process.
@@ -48,6 +50,12 @@ class RunSettings:
         deepspeed: DeepSpeed configuration file.
         language_model: Folder of a causal language model to start from, where no `model` is given.
         vision_tower: Folder of the vision transformer to start from, where no `model` is given.
+        geometry: Fields of `OspreyTPConfig` by name (`max_tiles`, `scale_factor`, `feature_layers`, `preset`, ...),
+            where no `model` is given; a model folder keeps its own.
+        model_template: Chat template that the model keeps, where no `model` is given; null for the tokenizer's own.
+        initial_parts: Files of weights of single parts, read into the start model: what `scripts.export_parts` wrote
+            or a published `mm_projector.bin`.
+        adapter: Train adapters of the language model in place of its weights (`osprey_tp.training.adapters`).
         template: Chat template that renders the conversations, in place of the stage's.
         frozen_precision: Dtype in which frozen weights are held; `precision` holds them as it computes.
         attention: Attention of the language model and the tower: `sdpa`, `eager` or `flash_attention_2`.
@@ -69,7 +77,7 @@ class RunSettings:
     output: str
     model: str | None = None
     learning_rate: float | None = None
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    learning_rates: Mapping[str, float | None] = field(default_factory=dict)
     epochs: float = 1.0
     max_steps: int = -1
     batch_size: int = 8
@@ -92,6 +100,10 @@ class RunSettings:
     report_to: tuple[str, ...] = ()
     language_model: str | None = None
     vision_tower: str | None = None
+    geometry: Mapping[str, Any] = field(default_factory=dict)
+    model_template: str | None = "vicuna_v1"
+    initial_parts: tuple[str, ...] = ()
+    adapter: AdapterSettings | None = None
     template: str | None = None
     frozen_precision: Literal["bf16", "fp32"] = "fp32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -114,21 +126,46 @@ class RunSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.model is None and (self.language_model is None or self.vision_tower is None):
             raise ValueError("settings lack model; add model=..., or language_model=... and vision_tower=...")
+        self._check_geometry()
         if not self.data:
             raise ValueError("data names no record folder; give at least one")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
+        trained = self.resolved_stage.learning_rates
+        if self.adapter is not None and "language_model" not in trained:
+            raise ValueError(
+                f"adapter is set, but stage {self.stage} freezes the language model; remove it, or give "
+                "learning_rates.language_model=..."
+            )
+
+    def _check_geometry(self) -> None:
+        """The names in `geometry` are fields of the model's configuration, and there is a model to put together."""
+        if not self.geometry:
+            return
+        if self.model is not None:
+            raise ValueError(
+                f"geometry sets {', '.join(self.geometry)}, but {self.model} has its own; give language_model=... and "
+                "vision_tower=... with model=null, or remove it"
+            )
+        from osprey_tp.configuration import choices_of_a_model
+
+        _require_known(self.geometry, choices_of_a_model(), "geometry.")
 
     @property
     def resolved_stage(self) -> Stage:
-        """The declared stage with this run's learning rates."""
+        """The declared stage with this run's learning rates and template.
+
+        Raises:
+            ValueError: for a learning rate of a part that does not exist.
+        """
         stage = STAGES[self.stage]
         everywhere = {} if self.learning_rate is None else dict.fromkeys(stage.learning_rates, self.learning_rate)
-        return stage.with_learning_rates({**everywhere, **self.learning_rates})
+        stage = stage.with_learning_rates({**everywhere, **self.learning_rates})
+        return stage if self.template is None else replace(stage, template=self.template)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they are saved beside the model and read again by `load_settings`."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
 
 def load_settings(file: Path | None, overrides: Iterable[str] = ()) -> RunSettings:
@@ -171,21 +208,41 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _build(values: Mapping[str, Any]) -> RunSettings:
-    types = get_type_hints(RunSettings)
-    known = [f.name for f in fields(RunSettings)]
-    for name in values:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"unknown setting {name!r}; the nearest known one is {nearest!r}")
-    missing = [name for name in ("stage", "data", "output") if values.get(name) is None]
+def _plain(value: Any) -> Any:
+    """The value with lists in place of tuples, which YAML has not."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _build(values: Mapping[str, Any], kind: type = RunSettings, prefix: str = "") -> Any:
+    """Settings of the dataclass `kind` from plain values; `prefix` leads to them, such as `adapter.`."""
+    types = get_type_hints(kind)
+    _require_known(values, [f.name for f in fields(kind)], prefix)
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [prefix + name for name in needed if values.get(name) is None]
     if missing:
         raise ValueError(f"settings lack {', '.join(missing)}; add {missing[0]}=... or put it into the file")
-    return RunSettings(**{name: _convert(name, value, types[name]) for name, value in values.items()})
+    return kind(**{name: _convert(prefix + name, value, types[name]) for name, value in values.items()})
+
+
+def _require_known(names: Iterable[Any], known: Iterable[str], prefix: str) -> None:
+    """Raise ValueError, with the nearest known name, for a name that is not among `known`."""
+    full = [prefix + name for name in known]
+    for name in (f"{prefix}{name}" for name in names):
+        if name not in full:
+            nearest = difflib.get_close_matches(name, full, n=1, cutoff=0.0)[0]
+            raise ValueError(f"unknown setting {name!r}; the nearest known one is {nearest!r}")
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """The value as the field's type; YAML reads `1e-3` as text, so numbers are converted from text too."""
+    nested = next((inner for inner in get_args(kind) if isinstance(inner, type) and is_dataclass(inner)), None)
+    if nested is not None and value is not None:
+        if not isinstance(value, Mapping):
+            names = ", ".join(f.name for f in fields(nested))
+            raise ValueError(f"{name} must hold named values ({names}), got {value!r}")
+        return _build(value, nested, f"{name}.")
     try:
         return _converted(value, kind)
     except (TypeError, ValueError):
@@ -202,6 +259,8 @@ def _named_numbers(value: Any) -> dict[Any, Any]:
 
 def _converted(value: Any, kind: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
     if origin is Literal:
         if value not in inner:
             raise ValueError

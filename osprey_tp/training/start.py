@@ -1,34 +1,234 @@
-"""The model that a run starts from."""
+"""The model that a run starts from: a model folder, or a language model and a vision tower put together.
+
+What is missing is said before anything is trained, in one line that names the folder and the remedy. A part may begin
+with random weights only where the stage says so (`Stage.may_begin_new`), or where `initial_parts` gives its weights.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.integrations import deepspeed as deepspeed_integration
+from transformers.utils import logging
 
+from osprey_tp.configuration import OspreyTPConfig
+from osprey_tp.model_folder import require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
-from osprey_tp.processing import OspreyTPProcessor
+from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
+from osprey_tp.training.adapters import add_adapters, require_adapters_can_run
 from osprey_tp.training.arguments import RunSettings
+from osprey_tp.training.outputs import SETTINGS_FILE
+from osprey_tp.training.parts import load_parts, parts_in
+from osprey_tp.training.stages import PARTS, Stage
+
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def load_start(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration, OspreyTPProcessor]:
-    """The start model in float32, and its processor.
+    """The start model in float32, with adapters if the run has them, and its processor.
 
     Raises:
-        ValueError: for a folder that is no model folder, or whose processor does not fit the model.
+        ValueError: for a folder that is no model folder, that lacks weights or has others than its configuration asks
+            for, whose tokenizer lacks a placeholder, or whose processor does not fit the model.
+        OSError: if a file cannot be read.
     """
-    folder = Path(settings.model or "")
-    _require_model_folder(folder)
-    model = OspreyTPForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    processor = OspreyTPProcessor.from_pretrained(folder, local_files_only=True)
-    processor.check_fits(model.config)
+    stage = settings.resolved_stage
+    for template in filter(None, (stage.template, settings.model_template)):
+        chat_template(template)
+    if settings.adapter is not None:
+        require_adapters_can_run(settings.adapter)
+    given = {part for path in settings.initial_parts for part in parts_in(Path(path))}
+    set_seed(settings.seed)  # parts that begin new are the same on every process
+    if settings.model is not None:
+        folder = Path(settings.model)
+        _require_begun_by_an_earlier_stage(folder, stage, given)
+        model, processor = _read_model(folder, settings.attention, given.union(stage.may_begin_new))
+    else:
+        model, processor = _put_together(settings)
+        _require_begun(settings, stage, given)
+    for path in settings.initial_parts:
+        load_parts(model, Path(path))
+    if settings.adapter is not None:
+        add_adapters(model, settings.adapter, COMPUTE_DTYPES[settings.precision])
     return model, processor
 
 
-def _require_model_folder(folder: Path) -> None:
-    needed = ("config.json", "processor_config.json")
-    missing = [name for name in needed if not (folder / name).is_file()]
+def _read_model(
+    folder: Path, attention: str, may_begin_new: set[str]
+) -> tuple[OspreyTPForConditionalGeneration, OspreyTPProcessor]:
+    """Model and processor of a model folder; parts of `may_begin_new` may lack all of their weights."""
+    require_merged(folder)
+    _require_files(folder, ("config.json", "processor_config.json"), "name what a stage or scripts.convert wrote")
+    with _naming(folder / "config.json"):
+        config = OspreyTPConfig.from_pretrained(folder)
+    with _naming(folder):
+        processor = OspreyTPProcessor.from_pretrained(folder, local_files_only=True)
+        processor.check_fits(config)
+    model = _load(OspreyTPForConditionalGeneration, folder, attention, may_begin_new)
+    return model, processor
+
+
+def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration, OspreyTPProcessor]:
+    """A new model of the settings' language model, vision tower and geometry; projector and region encoder are new."""
+    language, vision = Path(settings.language_model or ""), Path(settings.vision_tower or "")
+    for name, folder in (("language_model", language), ("vision_tower", vision)):
+        _require_files(folder, ("config.json",), f"{name} is a model folder of transformers")
+    geometry: dict[str, Any] = dict(settings.geometry)
+    with _naming(language):
+        tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
+    token_ids = add_region_tokens(tokenizer, geometry.get("preset", "recommended"))
+    language_model = _load(AutoModelForCausalLM, language, settings.attention)
+    tower = _load(AutoModel, vision, settings.attention)
+    with _naming("geometry"), _undivided():
+        model = OspreyTPForConditionalGeneration.from_parts(tower, language_model, **(token_ids | geometry))
+    model.generation_config = _greedy(language_model.generation_config, tokenizer)
+    processor = OspreyTPProcessor.from_config(model.config, tokenizer, settings.model_template, **_pixel_scale(vision))
+    return model, processor
+
+
+def _load(loader: Any, folder: Path, attention: str, may_begin_new: set[str] | None = None) -> Any:
+    """`from_pretrained` in float32 that takes no missing, surplus or ill-shaped weight without a word."""
+    with _naming(folder), _quiet():
+        try:
+            model, found = loader.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except ImportError as error:
+            raise ValueError(
+                f"attention={attention} needs a package that is missing ({error}); take attention=sdpa"
+            ) from error
+        if found["mismatched_keys"]:
+            name, saved, needed = sorted(found["mismatched_keys"])[0]
+            raise ValueError(
+                f"{len(found['mismatched_keys'])} weights have other shapes than config.json asks for, among them "
+                f"{name}: {tuple(saved)}, not {tuple(needed)}; restore the config.json that was saved with the weights"
+            )
+        _require_weights(model, sorted(found["missing_keys"]), may_begin_new or set())
+        if found["unexpected_keys"] and isinstance(model, OspreyTPForConditionalGeneration):
+            surplus = sorted(found["unexpected_keys"])
+            raise ValueError(
+                f"{len(surplus)} weights belong to no module of config.json, among them {surplus[0]}; restore the "
+                "config.json that was saved with the weights"
+            )
+    return model
+
+
+def _require_weights(model: PreTrainedModel, missing: Sequence[str], may_begin_new: set[str]) -> None:
+    """Raise ValueError for missing weights, but those of a part that may begin new and has none at all."""
+    for part in PARTS:
+        prefix = f"model.{part}."
+        of_part = [name for name in missing if name.startswith(prefix)]
+        if not of_part:
+            continue
+        total = sum(name.startswith(prefix) for name, _ in model.named_parameters())
+        missing = [name for name in missing if name not in of_part]
+        if len(of_part) == total and part in may_begin_new:
+            continue
+        raise ValueError(
+            f"the weights of the {part} are missing ({len(of_part)} of {total}, among them {of_part[0]}); start from "
+            "the folder that the stage before wrote, or name a file of them in initial_parts"
+        )
     if missing:
         raise ValueError(
-            f"{folder} is no model folder, it lacks {' and '.join(missing)}; name what a stage or scripts.convert wrote"
+            f"{len(missing)} weights are missing, among them {missing[0]}; copy the folder again, all of its files"
         )
+
+
+def _require_begun_by_an_earlier_stage(folder: Path, stage: Stage, given: set[str]) -> None:
+    """A region encoder that no stage has trained is no start for a stage that needs one."""
+    import yaml
+
+    file = folder / SETTINGS_FILE
+    if not file.is_file() or "region_encoder" in given.union(stage.may_begin_new):
+        return
+    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    rates, parts = saved.get("learning_rates") or {}, saved.get("initial_parts")
+    if saved.get("stage") != 1 or rates.get("region_encoder") or parts or "region_encoder" not in stage.learning_rates:
+        return
+    raise ValueError(
+        f"{folder} is what stage 1 wrote, so its region encoder has not been trained; start stage {stage.number} from "
+        "what stage 2 wrote, name a region encoder in initial_parts, or set learning_rates.region_encoder=null if no "
+        "region is taught"
+    )
+
+
+def _require_begun(settings: RunSettings, stage: Stage, given: set[str]) -> None:
+    """A model that is put together has a new projector and region encoder; the stage may need trained ones."""
+    new = [part for part in ("projector", "region_encoder") if part not in given.union(stage.may_begin_new)]
+    if new:
+        raise ValueError(
+            f"{settings.language_model} and {settings.vision_tower} come without a {' and a '.join(new)}, which stage "
+            f"{stage.number} needs trained; start from model=... that the stage before wrote, or name initial_parts"
+        )
+
+
+def _require_files(folder: Path, names: Sequence[str], remedy: str) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} is no model folder, it lacks {' and '.join(missing)}; {remedy}")
+
+
+def _greedy(saved: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Where answers end, without the language model's settings of sampling, some of which cannot be saved."""
+    end = tokenizer.eos_token_id if saved.eos_token_id is None else saved.eos_token_id
+    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
+
+
+def _pixel_scale(tower: Path) -> dict[str, Any]:
+    """Mean and deviation of pixels that the tower was trained with, if its folder says so."""
+    file = tower / "preprocessor_config.json"
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
+
+
+@contextmanager
+def _naming(place: Path | str) -> Iterator[None]:
+    """Let errors of what is read there begin with its name, on one line."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(text if text.startswith(str(place)) else f"{place}: {text}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing the tables of missing weights that become one line here."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _undivided() -> Iterator[None]:
+    """Build modules whole under ZeRO-3 too; DeepSpeed divides the new ones when it takes the model."""
+    reference = deepspeed_integration._hf_deepspeed_config_weak_ref
+    deepspeed_integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed_integration._hf_deepspeed_config_weak_ref = reference

@@ -11,11 +11,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, chat_template
+from osprey_tp.training.adapter_trainer import AdapterTrainer
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.collator import ConversationCollator
 from osprey_tp.training.resumable import ResumableTrainer
 from osprey_tp.training.sampler import EpochSampler
-from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, parameters_of
+from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, trained_parameters_of
 from osprey_tp.training.watching import WatchedTrainer
 
 
@@ -32,7 +33,7 @@ class SamplerFollowsEpoch(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class StageTrainer(ResumableTrainer, WatchedTrainer):
+class StageTrainer(ResumableTrainer, WatchedTrainer, AdapterTrainer):
     """A Trainer with one learning rate for each part of the model.
 
     Args:
@@ -77,7 +78,7 @@ class StageTrainer(ResumableTrainer, WatchedTrainer):
         if self.optimizer is None:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.whole_model)
             groups = [
-                {"params": parameters_of(self.whole_model, part), "lr": rate}
+                {"params": trained_parameters_of(self.whole_model, part), "lr": rate}
                 for part, rate in self.stage.learning_rates.items()
             ]
             self.optimizer = optimizer_class(groups, **(options | {"weight_decay": self.args.weight_decay}))
