@@ -125,12 +125,11 @@ def _linear_layers(language_model: nn.Module, targets: tuple[str, ...]) -> list[
 
 
 def hold_in_4_bits(language_model: nn.Module, names: list[str], compute: torch.dtype) -> None:
-    """Put bitsandbytes' layers of 4 bits (NF4, doubly quantised) in the places `names`.
-
-    The weights are rounded when they are moved to the GPU.
-    """
+    """Put bitsandbytes' layers of 4 bits (NF4, doubly quantised) in the places `names`, on the process' own device."""
+    import torch
     from bitsandbytes.nn import Linear4bit, Params4bit
 
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     for name in names:
         parent, _, last = name.rpartition(".")
         layer = language_model.get_submodule(name)
@@ -139,7 +138,7 @@ def hold_in_4_bits(language_model: nn.Module, names: list[str], compute: torch.d
         )
         held.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
         held.bias = layer.bias
-        setattr(language_model.get_submodule(parent), last, held)
+        setattr(language_model.get_submodule(parent), last, held.to(device))  # rounds the weights
     language_model.is_loaded_in_4bit = True  # type: ignore[assignment]  # where peft looks for it
 
 

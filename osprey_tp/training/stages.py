@@ -147,13 +147,19 @@ def apply_stage(model: OspreyTPForConditionalGeneration, stage: Stage) -> list[P
         summary.append(
             PartSummary(
                 part=line,
-                parameters=sum(getattr(p, "ds_numel", p.numel()) for p in parameters),  # ZeRO-3 divides parameters
+                parameters=sum(map(_count, parameters)),
                 trainable=rate is not None,
                 dtype="/".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
                 learning_rate=rate,
             )
         )
     return summary
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Number of values, whole where ZeRO-3 divides the parameter or two of its values share a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return packed.shape.numel() if packed is not None else getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _lines_of_table(model: OspreyTPForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
@@ -176,12 +182,12 @@ def keep_frozen_tower_in_evaluation_mode(model: OspreyTPForConditionalGeneration
 
 def format_table(summary: Iterable[PartSummary]) -> str:
     """The table of `apply_stage` as aligned text."""
-    lines = [f"{'module':<16}{'parameters':>16}  {'trains':<8}{'dtype':<12}learning rate"]
+    lines = [f"{'module':<16}{'parameters':>16}  {'trains':<8}{'dtype':<15}learning rate"]
     for row in summary:
         rate = "-" if row.learning_rate is None else f"{row.learning_rate:g}"
         trains = "yes" if row.trainable else "no"
         parameters = f"{row.parameters:,}" if row.dtype else "tied"
-        lines.append(f"{row.part:<16}{parameters:>16}  {trains:<8}{row.dtype:<12}{rate}")
+        lines.append(f"{row.part:<16}{parameters:>16}  {trains:<8}{row.dtype:<15}{rate}")
     return "\n".join(lines)
 
 

@@ -96,6 +96,7 @@ def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGenerati
     tower = _load(AutoModel, vision, settings.attention)
     with _naming("geometry"), _undivided():
         model = OspreyTPForConditionalGeneration.from_parts(tower, language_model, **(token_ids | geometry))
+    model.set_attn_implementation(settings.attention)
     model.generation_config = _greedy(language_model.generation_config, tokenizer)
     processor = OspreyTPProcessor.from_config(model.config, tokenizer, settings.model_template, **_pixel_scale(vision))
     return model, processor
