@@ -103,6 +103,9 @@ def parts_from_published(weights: Mapping[str, Tensor]) -> dict[str, dict[str, T
             region_encoder[inner] = weight
         else:
             _, prefix, inner = name.partition(PUBLISHED_PROJECTOR_PREFIX.removeprefix("model."))
+            bare = name.startswith(_FUSED_ATTENTION) or name.rpartition(".")[0] in _PROJECTOR_MODULES
+            if not prefix and not bare:
+                raise KeyError(f"{name} belongs to neither a projector nor a mask extractor")
             projector[inner if prefix else name] = weight
     parts = {
         "projector": projector_from_published(projector),

@@ -106,7 +106,9 @@ def load_parts(model: OspreyTPForConditionalGeneration, path: Path) -> tuple[str
     file, parts = read_parts(path)
     _require_same_geometry(file, model.config)
     for part, weights in parts.items():
-        _copy(getattr(model.model, part), part, weights, file)
+        _require_fit(getattr(model.model, part), part, weights, file)
+    for part, weights in parts.items():
+        _copy(getattr(model.model, part), weights)
     return tuple(parts)
 
 
@@ -184,10 +186,8 @@ def _require_same_geometry(file: Path, config: OspreyTPConfig) -> None:
             )
 
 
-def _copy(module: nn.Module, part: str, weights: Mapping[str, Tensor], file: Path) -> None:
-    """Copy `weights` into `module`, in its own dtype, after names and shapes have been compared."""
-    import torch
-
+def _require_fit(module: nn.Module, part: str, weights: Mapping[str, Tensor], file: Path) -> None:
+    """Compare names and shapes of `weights` with those of `module`."""
     own: dict[str, Tensor] = module.state_dict(keep_vars=True)
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing:
@@ -201,6 +201,13 @@ def _copy(module: nn.Module, part: str, weights: Mapping[str, Tensor], file: Pat
                 f"{file} holds {part}.{name} with shape {tuple(weight.shape)}, the model needs {shape}; "
                 "these weights are of another tower, language model or geometry"
             )
+
+
+def _copy(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy `weights` into `module`, in its own dtype."""
+    import torch
+
+    own: dict[str, Tensor] = module.state_dict(keep_vars=True)
     with torch.no_grad(), _whole(module):
         for name, weight in weights.items():
             own[name].copy_(weight)
