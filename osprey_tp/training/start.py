@@ -53,7 +53,7 @@ def load_start(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration,
     if settings.adapter is not None:
         require_adapters_can_run(settings.adapter)
     given = {part for path in settings.initial_parts for part in parts_in(Path(path))}
-    set_seed(settings.seed)  # parts that begin new are the same on every process
+    set_seed(settings.seed)  # new weights are the same on every process, and below however the rest was loaded
     if settings.model is not None:
         folder = Path(settings.model)
         _require_begun_by_an_earlier_stage(folder, stage, given)
@@ -64,6 +64,7 @@ def load_start(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration,
     for path in settings.initial_parts:
         load_parts(model, Path(path))
     if settings.adapter is not None:
+        set_seed(settings.seed)
         add_adapters(model, settings.adapter, COMPUTE_DTYPES[settings.precision])
     return model, processor
 
@@ -94,6 +95,7 @@ def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGenerati
     token_ids = add_region_tokens(tokenizer, geometry.get("preset", "recommended"))
     language_model = _load(AutoModelForCausalLM, language, settings.attention)
     tower = _load(AutoModel, vision, settings.attention)
+    set_seed(settings.seed)
     with _naming("geometry"), _undivided():
         model = OspreyTPForConditionalGeneration.from_parts(tower, language_model, **(token_ids | geometry))
     model.set_attn_implementation(settings.attention)
