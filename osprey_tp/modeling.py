@@ -13,6 +13,7 @@ width. Pictures and regions of a batch stand in the order of their prompts; regi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,17 @@ class OspreyTPPreTrainedModel(PreTrainedModel):
 
 
 class OspreyTPModel(OspreyTPPreTrainedModel):
-    """Vision tower, projector, region encoder and language model without its head."""
+    """Vision tower, projector, region encoder and language model without its head.
+
+    Attributes:
+        runs_every_part: Run tower, projector and region encoder on a blank tile and region where a batch has none, so
+            that no process of a distributed run waits for a part that another skips, and every part has a gradient,
+            which is then zero. Not saved; training sets it.
+    """
 
     def __init__(self, config: OspreyTPConfig) -> None:
         super().__init__(config)
+        self.runs_every_part = False
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.projector = build_projector(config)
         self.region_encoder = RegionEncoder(config)
@@ -176,8 +184,44 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
             region_tokens = self.region_tokens(cells, tile_grids, region_coverage, region_image_index)
         return OspreyTPFeatures(pooler_output=self.visual_tokens(cells, tile_grids), region_tokens=region_tokens)
 
-    def embed_prompt(self, input_ids: Tensor, features: OspreyTPFeatures | None) -> Tensor:
+    def complete_features(
+        self,
+        pixel_values: Tensor | None,
+        tile_grids: Tensor | None,
+        region_coverage: Tensor | None,
+        region_image_index: Tensor | None,
+        device: torch.device,
+    ) -> tuple[OspreyTPFeatures, list[Tensor]]:
+        """As `get_image_features`, with a blank tile and a region of it where the batch has no picture or no region.
+
+        Returns:
+            The features of the batch, and tokens (., D) that belong to no prompt.
+        """
+        tiling = self.config.tiling
+        has_pictures = pixel_values is not None and len(pixel_values) > 0
+        has_regions = has_pictures and region_coverage is not None and len(region_coverage) > 0
+        if not has_pictures:
+            pixel_values = torch.zeros(1, 3, tiling.tile_size, tiling.tile_size, device=device)
+            tile_grids = torch.ones(1, 2, dtype=torch.long, device=device)
+        if not has_regions:
+            region_coverage = torch.ones(1, tiling.cells_per_tile, device=device)
+            region_image_index = torch.zeros(1, dtype=torch.long, device=device)
+        assert pixel_values is not None and tile_grids is not None
+        made = self.get_image_features(pixel_values, tile_grids, region_coverage, region_image_index)
+        assert made.pooler_output is not None and made.region_tokens is not None
+        features = OspreyTPFeatures(
+            pooler_output=made.pooler_output if has_pictures else None,
+            region_tokens=made.region_tokens if has_regions else None,
+        )
+        unused = [] if has_pictures else made.pooler_output
+        return features, unused if has_regions else [*unused, made.region_tokens]
+
+    def embed_prompt(
+        self, input_ids: Tensor, features: OspreyTPFeatures | None, unused: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Embed `input_ids` (B, N) with visual tokens at `<image>` and region tokens at `<mask>`: (B, N, D).
+
+        `unused` are tokens (., D) that stand nowhere but take part in the graph, with a gradient of zero.
 
         Raises:
             ValueError: if placeholders and features do not have the same number.
@@ -200,6 +244,9 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
                 )
             if tokens is not None:
                 embeddings = embeddings.masked_scatter(places.unsqueeze(-1), tokens.to(embeddings.dtype))
+        if unused:
+            nowhere = torch.zeros_like(words, dtype=torch.bool).unsqueeze(-1)
+            embeddings = embeddings.masked_scatter(nowhere, torch.cat(list(unused)).to(embeddings.dtype))
         return embeddings
 
     @can_return_tuple
@@ -224,15 +271,22 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        features = (mm_encoder_outputs or {}).get("image")
-        if features is None and pixel_values is not None and len(pixel_values):
-            if tile_grids is None:
-                raise ValueError("pixel_values come without tile_grids; pass both as the processor made them")
+        features, unused = (mm_encoder_outputs or {}).get("image"), list[Tensor]()
+        if features is None and pixel_values is not None and len(pixel_values) and tile_grids is None:
+            raise ValueError("pixel_values come without tile_grids; pass both as the processor made them")
+        if features is None and self.runs_every_part and input_ids is not None and past_key_values is None:
+            features, unused = self.complete_features(
+                pixel_values, tile_grids, region_coverage, region_image_index, input_ids.device
+            )
+        elif features is None and pixel_values is not None and len(pixel_values):
+            assert tile_grids is not None
             features = self.get_image_features(pixel_values, tile_grids, region_coverage, region_image_index)
         if inputs_embeds is None:
             decoding = features is None and past_key_values is not None and past_key_values.get_seq_length() > 0
             assert input_ids is not None
-            inputs_embeds = self._embed_generated(input_ids) if decoding else self.embed_prompt(input_ids, features)
+            inputs_embeds = (
+                self._embed_generated(input_ids) if decoding else self.embed_prompt(input_ids, features, unused)
+            )
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
