@@ -1,11 +1,11 @@
 """The settings of a run as transformers' Trainer takes them: number formats, kernels, processes, DeepSpeed.
 
-| `precision` | one process, torchrun                                  | DeepSpeed                                        |
-|-------------|--------------------------------------------------------|--------------------------------------------------|
-| `fp32`      | float32 throughout                                     | float32 throughout                               |
-| `bf16`      | autocast over float32 weights; frozen ones in          | bfloat16 weights, float32 copies of those that   |
-|             | `frozen_precision`                                     | train in the optimiser                           |
-| `fp16`      | as `bf16` in float16, with loss scaling                | as `bf16` in float16, with DeepSpeed's scaling   |
+| `precision` | one process, torchrun                            | DeepSpeed                                      |
+|-------------|--------------------------------------------------|------------------------------------------------|
+| `fp32`      | float32 throughout                               | float32 throughout                             |
+| `bf16`      | autocast over float32 weights; frozen ones in    | bfloat16 weights, float32 copies of those that |
+|             | `frozen_precision`                               | train in the optimiser                         |
+| `fp16`      | as `bf16` in float16, with loss scaling          | as `bf16` in float16, with its loss scaling    |
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def uses_cpu(settings: RunSettings) -> bool:
 
 
 def optimizer_name(settings: RunSettings) -> str:
-    """transformers' name of the AdamW that suits: fused on GPUs and where DeepSpeed keeps its state in main memory.
+    """Name of the AdamW that suits, as transformers has it: fused on GPUs and where DeepSpeed offloads its state.
 
     torch's fused kernel for the CPU needs no compiler, unlike DeepSpeed's own.
     """
