@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -94,20 +95,27 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         )
         return {"id": record.id, "conversation": conversation}
 
-    def group_by_length(self, processor: OspreyTPProcessor, batch: int, spare: Path, processes: int = 1) -> None:
+    def group_by_length(
+        self, processor: OspreyTPProcessor, batch: int, spare: Path, epochs: int = 1, processes: int = 1
+    ) -> None:
         """Put samples of alike length into one batch from now on; lengths that are not stored yet are measured.
 
         Args:
             processor: Renders the samples as training does.
             batch: Samples of all processes in one optimiser step; the order depends on it, and on nothing else new.
             spare: Folder that keeps the lengths of records in a folder that cannot be written to.
+            epochs: How many epochs to measure; a record is worded anew in each.
             processes: Measure in so many processes, if there are many records.
         """
         lengths = []
-        for entry, folder in zip(self.mixture.folders, self.folders, strict=True):
-            style = entry.prompt_style or self.prompt_style
-            wording = Wording(style, 0, _lower(entry.max_regions, self.max_regions), self.paraphrase)
-            lengths.append(stored_lengths(folder, processor, wording, spare, processes))
+        for entry, folder, passes in zip(self.mixture.folders, self.folders, self.order.passes(epochs), strict=True):
+            limit = _lower(entry.max_regions, self.max_regions)
+            wordings = [
+                Wording(entry.prompt_style or self.prompt_style, number, limit, self.paraphrase)
+                for number in range(passes if self.paraphrase else 1)
+            ]
+            measured = [stored_lengths(folder, processor, wording, spare, processes) for wording in wordings]
+            lengths.append(np.stack(measured))
         self.order.group_by_length(lengths, batch)
 
     def description(self) -> dict[str, Any]:

@@ -68,8 +68,7 @@ def stored_lengths(
 ) -> NDArray[np.int32]:
     """Tokens of the sample that each record makes, from the file beside the records, or measured and written there.
 
-    The file's name depends on all that decides the lengths: records, wording, tokenizer, chat template, tiling. The
-    wording of a record differs a little from epoch to epoch; it is measured in that of the first.
+    The file's name depends on all that decides the lengths: records, wording, tokenizer, chat template, tiling.
 
     Args:
         folder: The records.

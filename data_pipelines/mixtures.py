@@ -233,17 +233,23 @@ class EpochOrder:
         self.shuffle = shuffle
         self._ends = np.cumsum(samples)
         self._drawn: dict[int, _Draw] = {}
-        self._lengths: list[NDArray[np.int32]] | None = None
+        self._lengths: list[NDArray[np.int32]] = []
         self._batch = 1
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def passes(self, epochs: int) -> list[int]:
+        """How often so many epochs go through the records of each folder, those passes included that see a part."""
+        counts = zip(self.samples, self.records, strict=True)
+        return [epochs * math.ceil(samples / records) for samples, records in counts]
+
     def group_by_length(self, lengths: Sequence[NDArray[np.int32]], batch: int) -> None:
         """Let every `batch` neighbours be of alike length from now on (`data_pipelines.length_order`).
 
         Args:
-            lengths: For each folder the lengths of its records, int32 (records,).
+            lengths: For each folder the lengths of its records in each pass, int32 (passes, records); later passes
+                count as the last.
             batch: Samples of all processes in one optimiser step; the order depends on it.
         """
         self._lengths, self._batch = list(lengths), batch
@@ -264,7 +270,7 @@ class EpochOrder:
         pass_number, record = divmod(slot - int(self._ends[folder]) + samples, records)
         if pass_number == samples // records:
             record = int(draw.subsets[folder][record])
-        return folder, record, epoch * math.ceil(samples / records) + pass_number
+        return folder, record, self.passes(epoch)[folder] + pass_number
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_drawn": {}}
@@ -284,18 +290,21 @@ class EpochOrder:
         if not self.shuffle:
             return _Draw(None, subsets)
         generator = np.random.default_rng([self.seed, epoch])
-        if self._lengths is not None:
-            return _Draw(grouped_by_length(self._slot_lengths(subsets), self._batch, generator), subsets)
+        if self._lengths:
+            return _Draw(grouped_by_length(self._slot_lengths(epoch, subsets), self._batch, generator), subsets)
         slots = np.arange(len(self), dtype=np.int32)
         generator.shuffle(slots)
         return _Draw(slots, subsets)
 
-    def _slot_lengths(self, subsets: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    def _slot_lengths(self, epoch: int, subsets: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
         """The length at every slot of an epoch."""
-        assert self._lengths is not None
         slots = []
-        for lengths, samples, subset in zip(self._lengths, self.samples, subsets, strict=True):
-            slots += [*[lengths] * (samples // len(lengths)), lengths[subset]]
+        for lengths, samples, first, subset in zip(
+            self._lengths, self.samples, self.passes(epoch), subsets, strict=True
+        ):
+            whole = samples // lengths.shape[1]
+            seen = np.minimum(np.arange(first, first + whole + 1), len(lengths) - 1)
+            slots += [*lengths[seen[:-1]], lengths[seen[-1], subset]]
         return np.concatenate(slots)
 
 

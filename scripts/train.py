@@ -12,6 +12,7 @@ trained_parts.json. An interrupted run goes on from its newest checkpoint when t
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -98,8 +99,10 @@ def group_by_length(
 ) -> None:
     """Put samples of alike length into one batch; the first process of a machine measures, the others read."""
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    samples = settings.max_steps * batch if settings.max_steps > 0 else settings.epochs * len(dataset)
+    epochs = math.ceil(samples / len(dataset))
     with arguments.main_process_first(desc="measuring lengths"):
-        dataset.group_by_length(processor, batch, folder.work, settings.workers)
+        dataset.group_by_length(processor, batch, folder.work, epochs, settings.workers)
 
 
 def show(stage: Stage, table: list[PartSummary], processor: OspreyTPProcessor, dataset: ConversationDataset) -> None:
