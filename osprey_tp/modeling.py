@@ -14,7 +14,7 @@ picture by picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -285,8 +285,14 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
 
 
 class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin):
-    """`OspreyTPModel` with a language-model head: loss, logits, `generate`."""
+    """`OspreyTPModel` with a language-model head: loss, logits, `generate`.
 
+    Attributes:
+        fused_loss: Computes the training loss from hidden states (B, N, D), the head's weight, labels and D; logits are
+            then not made. Not saved.
+    """
+
+    fused_loss: Callable[..., Tensor] | None = None
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: OspreyTPConfig) -> None:
@@ -375,11 +381,13 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            vocabulary = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
+        text, logits, loss = self.config.text_config, None, None
+        if labels is not None and self.training and self.fused_loss is not None:
+            loss = self.fused_loss(outputs.last_hidden_state, self.lm_head.weight, labels, text.hidden_size, **kwargs)
+        else:
+            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=text.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -6,7 +6,7 @@
 #   LAUNCHER=NAME      torchrun (default) or deepspeed, where there are several processes or machines
 #   HOSTFILE=FILE      several machines, one `NAME slots=n` a line; torchrun: the same command on each of them,
 #                      deepspeed: once, on the first, which reaches the others by ssh
-#   MASTER_PORT=n      port on the first machine (29500)
+#   MASTER_PORT=n      port on which the processes meet; 29500, or under torchrun on one machine any free one
 #   PYTHON=FILE        interpreter (.venv/bin/python)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -41,7 +41,7 @@ case "$launcher" in
                 --rdzv_backend c10d --rdzv_endpoint "$(head -n 1 <<<"$hosts"):$port" \
                 -m scripts.train "${arguments[@]}"
         elif [ "$processes" -gt 1 ]; then
-            exec "$python" -m torch.distributed.run --nproc_per_node "$processes" --master_port "$port" \
+            exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" \
                 -m scripts.train "${arguments[@]}"
         fi
         exec "$python" -m scripts.train "${arguments[@]}"

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(config: Path | None, overrides: Sequence[str]) -> None:
     """Train the stage that the settings describe."""
     from osprey_tp.training.arguments import load_settings
+    from osprey_tp.training.liger import require_liger
     from osprey_tp.training.outputs import RunFolder
     from osprey_tp.training.stages import apply_stage
     from osprey_tp.training.start import load_start
@@ -60,6 +61,7 @@ def train(config: Path | None, overrides: Sequence[str]) -> None:
         return
     arguments = training_arguments(settings, folder.work)  # before the model: ZeRO-3 divides it while it is loaded
     require_attention(settings)
+    require_liger(settings)
     model, processor = load_start(settings)
     dataset = load_data(settings)
     table = apply_stage(model, stage)

@@ -49,7 +49,7 @@ class RunSettings:
         language_model: Folder of a causal language model to start from, where no `model` is given.
         vision_tower: Folder of the vision transformer to start from, where no `model` is given.
         template: Chat template that renders the conversations, in place of the stage's.
-        frozen_precision: Dtype in which frozen weights are held; `precision` holds them as it computes.
+        frozen_precision: Dtype in which frozen weights are held, without DeepSpeed; `bf16` goes with `precision` bf16.
         attention: Attention of the language model and the tower: `sdpa`, `eager` or `flash_attention_2`.
         tf32: Let float32 products round to TF32 on GPUs that have it.
         torch_compile: Compile the model with `torch.compile`.
@@ -116,6 +116,8 @@ class RunSettings:
             raise ValueError("settings lack model; add model=..., or language_model=... and vision_tower=...")
         if not self.data:
             raise ValueError("data names no record folder; give at least one")
+        if self.frozen_precision == "bf16" and self.precision != "bf16":
+            raise ValueError(f"frozen_precision=bf16 goes with precision=bf16, not {self.precision}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
 

@@ -13,6 +13,7 @@ from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, chat_template
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.collator import ConversationCollator
+from osprey_tp.training.liger import apply_liger
 from osprey_tp.training.resumable import ResumableTrainer
 from osprey_tp.training.sampler import EpochSampler
 from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, parameters_of
@@ -56,6 +57,8 @@ class StageTrainer(ResumableTrainer, WatchedTrainer):
     ) -> None:
         if settings.gradient_checkpointing:
             checkpoint_activations(model)
+        if settings.liger:
+            apply_liger(model)
         model.model.runs_every_part = True
         self.stage = stage
         self.whole_model = model
