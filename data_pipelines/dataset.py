@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
 from data_pipelines.conversations import conversation_of
+from data_pipelines.length_order import stored_lengths
+from data_pipelines.lengths import Wording
 from data_pipelines.mixtures import EpochOrder, FolderLike, Mixture, MixtureFolder
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
 from data_pipelines.records import RecordFolder, RegionRecord
 from osprey_tp.images import load_image
+
+if TYPE_CHECKING:
+    from osprey_tp.processing import OspreyTPProcessor
 
 SampleIndex = int | tuple[int, int]
 """(epoch, place in the order of that epoch), as `osprey_tp.training.sampler.EpochSampler` gives; a place alone is one
@@ -87,6 +94,29 @@ class ConversationDataset(Dataset[dict[str, Any]]):
             paraphrase=self.paraphrase,
         )
         return {"id": record.id, "conversation": conversation}
+
+    def group_by_length(
+        self, processor: OspreyTPProcessor, batch: int, spare: Path, epochs: int = 1, processes: int = 1
+    ) -> None:
+        """Put samples of alike length into one batch from now on; lengths that are not stored yet are measured.
+
+        Args:
+            processor: Renders the samples as training does.
+            batch: Samples of all processes in one optimiser step; the order depends on it, and on nothing else new.
+            spare: Folder that keeps the lengths of records in a folder that cannot be written to.
+            epochs: How many epochs to measure; a record is worded anew in each.
+            processes: Measure in so many processes, if there are many records.
+        """
+        lengths = []
+        for entry, folder, passes in zip(self.mixture.folders, self.folders, self.order.passes(epochs), strict=True):
+            limit = _lower(entry.max_regions, self.max_regions)
+            wordings = [
+                Wording(entry.prompt_style or self.prompt_style, number, limit, self.paraphrase)
+                for number in range(passes if self.paraphrase else 1)
+            ]
+            measured = [stored_lengths(folder, processor, wording, spare, processes) for wording in wordings]
+            lengths.append(np.stack(measured))
+        self.order.group_by_length(lengths, batch)
 
     def description(self) -> dict[str, Any]:
         """What decides the samples and their order, in values that JSON can hold; equal for equal samples."""

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.length_order import grouped_by_length
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
 from data_pipelines.records import RecordFolder
 
@@ -232,9 +233,27 @@ class EpochOrder:
         self.shuffle = shuffle
         self._ends = np.cumsum(samples)
         self._drawn: dict[int, _Draw] = {}
+        self._lengths: list[NDArray[np.int32]] = []
+        self._batch = 1
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def passes(self, epochs: int) -> list[int]:
+        """How often so many epochs go through the records of each folder, those passes included that see a part."""
+        counts = zip(self.samples, self.records, strict=True)
+        return [epochs * math.ceil(samples / records) for samples, records in counts]
+
+    def group_by_length(self, lengths: Sequence[NDArray[np.int32]], batch: int) -> None:
+        """Let every `batch` neighbours be of alike length from now on (`data_pipelines.length_order`).
+
+        Args:
+            lengths: For each folder the lengths of its records in each pass, int32 (passes, records); later passes
+                count as the last.
+            batch: Samples of all processes in one optimiser step; the order depends on it.
+        """
+        self._lengths, self._batch = list(lengths), batch
+        self._drawn.clear()
 
     def at(self, epoch: int, place: int) -> tuple[int, int, int]:
         """(folder, record, number of the pass over the record since the beginning) at a place of an epoch's order.
@@ -251,7 +270,7 @@ class EpochOrder:
         pass_number, record = divmod(slot - int(self._ends[folder]) + samples, records)
         if pass_number == samples // records:
             record = int(draw.subsets[folder][record])
-        return folder, record, epoch * math.ceil(samples / records) + pass_number
+        return folder, record, self.passes(epoch)[folder] + pass_number
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_drawn": {}}
@@ -270,9 +289,23 @@ class EpochOrder:
             subsets.append(np.sort(generator.choice(records, samples % records, replace=False)).astype(np.int32))
         if not self.shuffle:
             return _Draw(None, subsets)
+        generator = np.random.default_rng([self.seed, epoch])
+        if self._lengths:
+            return _Draw(grouped_by_length(self._slot_lengths(epoch, subsets), self._batch, generator), subsets)
         slots = np.arange(len(self), dtype=np.int32)
-        np.random.default_rng([self.seed, epoch]).shuffle(slots)
+        generator.shuffle(slots)
         return _Draw(slots, subsets)
+
+    def _slot_lengths(self, epoch: int, subsets: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+        """The length at every slot of an epoch."""
+        slots = []
+        for lengths, samples, first, subset in zip(
+            self._lengths, self.samples, self.passes(epoch), subsets, strict=True
+        ):
+            whole = samples // lengths.shape[1]
+            seen = np.minimum(np.arange(first, first + whole + 1), len(lengths) - 1)
+            slots += [*lengths[seen[:-1]], lengths[seen[-1], subset]]
+        return np.concatenate(slots)
 
 
 @dataclass(frozen=True)

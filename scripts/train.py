@@ -12,6 +12,7 @@ trained_parts.json. An interrupted run goes on from its newest checkpoint when t
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from data_pipelines.dataset import ConversationDataset
     from osprey_tp.processing import OspreyTPProcessor
     from osprey_tp.training.arguments import RunSettings
@@ -43,11 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(config: Path | None, overrides: Sequence[str]) -> None:
     """Train the stage that the settings describe."""
     from osprey_tp.training.arguments import load_settings
+    from osprey_tp.training.liger import require_liger
     from osprey_tp.training.outputs import RunFolder
     from osprey_tp.training.stages import apply_stage
     from osprey_tp.training.start import load_start
-    from osprey_tp.training.trainer import StageTrainer
-    from osprey_tp.training.trainer_arguments import training_arguments
+    from osprey_tp.training.trainer import StageTrainer, for_stage
+    from osprey_tp.training.trainer_arguments import cast_frozen, require_attention, training_arguments
 
     settings = load_settings(config, overrides)
     stage = settings.resolved_stage
@@ -56,12 +60,17 @@ def train(config: Path | None, overrides: Sequence[str]) -> None:
         _say(f"{folder.output} is finished; nothing to do")
         return
     arguments = training_arguments(settings, folder.work)  # before the model: ZeRO-3 divides it while it is loaded
+    require_attention(settings)
+    require_liger(settings)
     model, processor = load_start(settings)
     dataset = load_data(settings)
     table = apply_stage(model, stage)
+    cast_frozen(model, settings)
     show(stage, table, processor, dataset)
     if _is_first_process():
         folder.begin(settings, dataset.description())
+    if settings.group_by_length:
+        group_by_length(dataset, for_stage(processor, stage), settings, arguments, folder)
     trainer = StageTrainer(model, stage, settings, processor, dataset, arguments)
     trainer.train(resume_from_checkpoint=_checkpoint(folder))
     save(trainer, settings, table, folder)
@@ -81,6 +90,21 @@ def load_data(settings: RunSettings) -> ConversationDataset:
         seed=settings.seed,
         max_regions=settings.max_regions,
     )
+
+
+def group_by_length(
+    dataset: ConversationDataset,
+    processor: OspreyTPProcessor,
+    settings: RunSettings,
+    arguments: TrainingArguments,
+    folder: RunFolder,
+) -> None:
+    """Put samples of alike length into one batch; the first process of a machine measures, the others read."""
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    samples = settings.max_steps * batch if settings.max_steps > 0 else settings.epochs * len(dataset)
+    epochs = math.ceil(samples / len(dataset))
+    with arguments.main_process_first(desc="measuring lengths"):
+        dataset.group_by_length(processor, batch, folder.work, epochs, settings.workers)
 
 
 def show(stage: Stage, table: list[PartSummary], processor: OspreyTPProcessor, dataset: ConversationDataset) -> None:

@@ -57,7 +57,7 @@ class RunSettings:
             or a published `mm_projector.bin`.
         adapter: Train adapters of the language model in place of its weights (`osprey_tp.training.adapters`).
         template: Chat template that renders the conversations, in place of the stage's.
-        frozen_precision: Dtype in which frozen weights are held; `precision` holds them as it computes.
+        frozen_precision: Dtype in which frozen weights are held, without DeepSpeed; `bf16` goes with `precision` bf16.
         attention: Attention of the language model and the tower: `sdpa`, `eager` or `flash_attention_2`.
         tf32: Let float32 products round to TF32 on GPUs that have it.
         torch_compile: Compile the model with `torch.compile`.
@@ -129,6 +129,8 @@ class RunSettings:
         self._check_geometry()
         if not self.data:
             raise ValueError("data names no record folder; give at least one")
+        if self.frozen_precision == "bf16" and self.precision != "bf16":
+            raise ValueError(f"frozen_precision=bf16 goes with precision=bf16, not {self.precision}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
         trained = self.resolved_stage.learning_rates

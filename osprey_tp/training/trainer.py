@@ -14,6 +14,7 @@ from osprey_tp.processing import OspreyTPProcessor, chat_template
 from osprey_tp.training.adapter_trainer import AdapterTrainer
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.collator import ConversationCollator
+from osprey_tp.training.liger import apply_liger
 from osprey_tp.training.resumable import ResumableTrainer
 from osprey_tp.training.sampler import EpochSampler
 from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, trained_parameters_of
@@ -56,7 +57,10 @@ class StageTrainer(ResumableTrainer, WatchedTrainer, AdapterTrainer):
         arguments: TrainingArguments,
     ) -> None:
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_activations(model)
+        if settings.liger:
+            apply_liger(model)
+        model.model.runs_every_part = True
         self.stage = stage
         self.whole_model = model
         super().__init__(
@@ -97,6 +101,16 @@ class StageTrainer(ResumableTrainer, WatchedTrainer, AdapterTrainer):
             for entry in self.state.log_history
             if "loss" in entry
         ]
+
+
+def checkpoint_activations(model: OspreyTPForConditionalGeneration) -> None:
+    """Recompute activations in the backward pass, without torch's re-entrant form, which loses frozen inputs.
+
+    transformers before 5.20 knows the method by its older name alone.
+    """
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": False})
 
 
 def for_stage(processor: OspreyTPProcessor, stage: Stage) -> OspreyTPProcessor:
