@@ -33,6 +33,9 @@ from osprey_tp.tiling import TilePlan, count_visual_tokens
 IGNORED_LABEL = -100
 """Label of every token that is not part of an answer."""
 
+_NO_LIMIT = 1 << 30
+"""Tokenizers without a longest text state an astronomic one."""
+
 Conversation = Sequence[dict[str, Any]]
 """Messages `{"role", "content"}`; content is a string, or a list of `{"type": "text", "text"}` and
 `{"type": "image", "image", "regions"}` items. `<mask>` in the texts stands for the regions, picture by picture."""
@@ -154,6 +157,12 @@ class OspreyTPProcessor(ProcessorMixin):
                     f"the processor has {name} {found[name]!r} where the model has {value!r}; save both together "
                     "(processor.save_pretrained into the model's folder)"
                 )
+
+    def longest_sample(self, config: OspreyTPConfig) -> int:
+        """Most tokens that a model takes: positions of its language model, or less if the tokenizer says so."""
+        positions: int = config.text_config.max_position_embeddings
+        stated = self.tokenizer.model_max_length
+        return min(positions, stated) if stated < _NO_LIMIT else positions
 
     def __call__(
         self,
