@@ -1,0 +1,83 @@
+"""A run that is killed with -9, whenever that is, goes on from what it left and comes to the same weights and log."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from .killable_training import WarmTraining
+from .test_training_run import settings, write_records
+from .tiny_models import save_tiny_model
+
+KILLS = 10
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("start") / "model")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_records(tmp_path_factory.mktemp("records"), 10)
+
+
+def arguments_of(start: Path, records: Path) -> list[str]:
+    """Three optimiser steps an epoch, the last of one batch; a checkpoint every two, a log entry every three."""
+    more = (f"max_steps={STEPS}", "batch_size=2", "gradient_accumulation=2", "save_every=2", "log_every=3")
+    return [*settings(start, records, Path("unused"), *more), "stage=3"]
+
+
+def result_of(output: Path) -> tuple[bytes, bytes]:
+    return (output / "model.safetensors").read_bytes(), (output / "training_log.json").read_bytes()
+
+
+def test_killed_at_ten_moments_a_run_comes_to_the_same_weights_and_log(start, records, tmp_path) -> None:
+    arguments = arguments_of(start, records)
+    with WarmTraining(tmp_path) as training:
+        whole = training.run(arguments, tmp_path / "whole")
+        assert whole["codes"] == [0], whole["said"]
+        moments = whole["moments"]
+        chosen = random.Random(4)
+        kills = [chosen.randrange(moments * part // KILLS, moments * (part + 1) // KILLS) + 1 for part in range(KILLS)]
+        for kill in kills:
+            output = tmp_path / f"killed{kill}"
+            assert training.run(arguments, output, kill)["codes"] == [-9]
+            resumed = training.run(arguments, output)
+            assert resumed["codes"] == [0], resumed["said"]
+            assert result_of(output) == result_of(tmp_path / "whole"), f"killed at moment {kill} of {moments}"
+            assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(f"killed{kill}.")]
+
+
+@pytest.fixture(scope="module")
+def zero_training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmTraining]:
+    with WarmTraining(tmp_path_factory.mktemp("logs"), "deepspeed", "accelerate.utils.deepspeed") as training:
+        yield training
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_two_processes_under_zero_go_on_to_the_same_loss(start, records, tmp_path, zero_training, zero) -> None:
+    file = tmp_path / "zero.json"
+    batches = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    optimization = {"stage": zero, "stage3_gather_16bit_weights_on_model_save": True}
+    more = {"zero_optimization": optimization, "zero_force_ds_cpu_optimizer": False}
+    file.write_text(json.dumps(dict.fromkeys((*batches, "gradient_clipping"), "auto") | more))
+    arguments = [*arguments_of(start, records), "batch_size=1", f"deepspeed={file}"]
+    whole, output = tmp_path / "whole", tmp_path / "killed"
+    found = zero_training.run(arguments, whole, processes=2)
+    assert found["codes"] == [0, 0], found["said"]
+    kill = random.Random(zero).randrange(found["moments"] * 3 // 10, found["moments"] * 7 // 10)
+    assert zero_training.run(arguments, output, kill, processes=2)["codes"] == [-9, -9]
+    assert not output.exists()
+    resumed = zero_training.run(arguments, output, processes=2)
+    assert resumed["codes"] == [0, 0], resumed["said"]
+    assert f"going on from {output}.unfinished/checkpoint-" in resumed["said"]
+    logs = [json.loads((folder / "training_log.json").read_text()) for folder in (whole, output)]
+    assert [entry["loss"] for entry in logs[1]] == pytest.approx([entry["loss"] for entry in logs[0]], abs=5e-5)
+    weights = [load_file(folder / "model.safetensors") for folder in (whole, output)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all((weights[1][name] - value).abs().max() < 1e-5 for name, value in weights[0].items())
