@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch.utils.data import Dataset
 
 from data_pipelines.conversations import conversation_of
+from data_pipelines.length_order import stored_lengths
+from data_pipelines.lengths import Wording
 from data_pipelines.mixtures import EpochOrder, FolderLike, Mixture, MixtureFolder
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
 from data_pipelines.records import RecordFolder, RegionRecord
 from osprey_tp.images import load_image
 from osprey_tp.training.samples import UnusableSample
+
+if TYPE_CHECKING:
+    from osprey_tp.processing import OspreyTPProcessor
 
 SampleIndex = int | tuple[int, int]
 """(epoch, place in the order of that epoch), as `osprey_tp.training.sampler.EpochSampler` gives; a place alone is one
@@ -98,6 +104,22 @@ class ConversationDataset(Dataset[dict[str, Any]]):
     def manifests(self) -> dict[str, Any]:
         """The manifest of every folder by its path."""
         return {str(folder.path): folder.manifest for folder in self.folders}
+
+    def group_by_length(self, processor: OspreyTPProcessor, batch: int, spare: Path, processes: int = 1) -> None:
+        """Put samples of alike length into one batch from now on; lengths that are not stored yet are measured.
+
+        Args:
+            processor: Renders the samples as training does.
+            batch: Samples of all processes in one optimiser step; the order depends on it, and on nothing else new.
+            spare: Folder that keeps the lengths of records in a folder that cannot be written to.
+            processes: Measure in so many processes, if there are many records.
+        """
+        lengths = []
+        for entry, folder in zip(self.mixture.folders, self.folders, strict=True):
+            style = entry.prompt_style or self.prompt_style
+            wording = Wording(style, 0, _lower(entry.max_regions, self.max_regions), self.paraphrase)
+            lengths.append(stored_lengths(folder, processor, wording, spare, processes))
+        self.order.group_by_length(lengths, batch)
 
     def description(self) -> dict[str, Any]:
         """What decides the samples and their order, in values that JSON can hold; equal for equal samples."""

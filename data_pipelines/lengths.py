@@ -30,7 +30,7 @@ class TokenCounts:
     Attributes:
         total: All of them; what takes memory and time.
         visual: Those of the picture, separators included.
-        regions: One a region that the conversation speaks of.
+        regions: Those of the regions that the conversation speaks of, `tokens_per_region` each.
         answers: Those that are learned: answers with their end tokens. 0 if the chat template cannot tell answers
             apart, and for a question that is left open.
     """

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.length_order import grouped_by_length
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
 from data_pipelines.records import RecordFolder
 
@@ -232,9 +233,21 @@ class EpochOrder:
         self.shuffle = shuffle
         self._ends = np.cumsum(samples)
         self._drawn: dict[int, _Draw] = {}
+        self._lengths: list[NDArray[np.int32]] | None = None
+        self._batch = 1
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def group_by_length(self, lengths: Sequence[NDArray[np.int32]], batch: int) -> None:
+        """Let every `batch` neighbours be of alike length from now on (`data_pipelines.length_order`).
+
+        Args:
+            lengths: For each folder the lengths of its records, int32 (records,).
+            batch: Samples of all processes in one optimiser step; the order depends on it.
+        """
+        self._lengths, self._batch = list(lengths), batch
+        self._drawn.clear()
 
     def at(self, epoch: int, place: int) -> tuple[int, int, int]:
         """(folder, record, number of the pass over the record since the beginning) at a place of an epoch's order.
@@ -270,9 +283,20 @@ class EpochOrder:
             subsets.append(np.sort(generator.choice(records, samples % records, replace=False)).astype(np.int32))
         if not self.shuffle:
             return _Draw(None, subsets)
+        generator = np.random.default_rng([self.seed, epoch])
+        if self._lengths is not None:
+            return _Draw(grouped_by_length(self._slot_lengths(subsets), self._batch, generator), subsets)
         slots = np.arange(len(self), dtype=np.int32)
-        np.random.default_rng([self.seed, epoch]).shuffle(slots)
+        generator.shuffle(slots)
         return _Draw(slots, subsets)
+
+    def _slot_lengths(self, subsets: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+        """The length at every slot of an epoch."""
+        assert self._lengths is not None
+        slots = []
+        for lengths, samples, subset in zip(self._lengths, self.samples, subsets, strict=True):
+            slots += [*[lengths] * (samples // len(lengths)), lengths[subset]]
+        return np.concatenate(slots)
 
 
 @dataclass(frozen=True)

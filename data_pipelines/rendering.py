@@ -114,7 +114,8 @@ def _pieces(
     keys = [(kinds.get(token, "text"), is_learned) for token, is_learned in zip(tokens, learned, strict=True)]
     for (kind, is_learned), run in groupby(range(len(tokens)), key=keys.__getitem__):
         end = place + len(list(run))
-        for last in range(place + 1, end + 1) if kind == "region" else [end]:
+        of_region = processor.tokens_per_region
+        for last in range(place + of_region, end + 1, of_region) if kind == "region" else [end]:
             text = processor.tokenizer.decode(tokens[:last])
             number = next(regions) if kind == "region" else 0
             yield Piece(kind, text[len(decoded) :], last - place, number, is_learned)

@@ -24,6 +24,13 @@ from transformers.configuration_utils import SubConfigSpec
 import osprey_tp.tiny_tower  # noqa: F401 - its model type may be that of a vision tower
 from osprey_tp.tiling import Tiling
 
+CHOICES = {
+    "resize_mode": ("antialiased", "published"),
+    "thumbnail_source": ("image", "canvas", "none"),
+    "region_pooling": ("area", "published"),
+}
+"""The named choices about pictures and regions, and the values each may take; the image processor has them too."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "thumbnail_source": "canvas",
@@ -131,10 +138,14 @@ class OspreyTPConfig(PreTrainedConfig):
         output_norm_scale: If given, the projector and the region encoder end in a LayerNorm whose weight starts at
             this value, which keeps their tokens near the norm of word embeddings. Published checkpoints have none.
         region_pooling: `area` (exact share of each cell that the region covers) or `published` (centre pixels).
-        thumbnail_source: `image` or `canvas`.
+        region_feature_layers: Those of `feature_layers` that the region encoder reads, in this order; by default all.
+        spatial_token: Give every region a second token, of its shape: the mask shrunk to a square, through an MLP
+            (`SpatialEncoder`).
+        spatial_side: Side of that square in pixels; published is 112.
+        thumbnail_source: `image`, `canvas`, or `none`: pictures of several tiles have no thumbnail.
         resize_mode: `antialiased` or `published`.
         image_token_id: Id of `<image>`, repeated once for every visual token.
-        region_token_id: Id of `<mask>`, one for every region.
+        region_token_id: Id of `<mask>`, `tokens_per_region` for every region.
         tile_separator_token_id: The embedding of this id stands between two tiles of a row.
         row_separator_token_id: The embedding of this id ends a row of tiles, and the thumbnail.
 
@@ -161,7 +172,10 @@ class OspreyTPConfig(PreTrainedConfig):
     feature_layers: list[int] | tuple[int, ...] = (12, 16, 22, 23)
     output_norm_scale: float | None = None
     region_pooling: Literal["area", "published"] | None = None
-    thumbnail_source: Literal["image", "canvas"] | None = None
+    region_feature_layers: list[int] | tuple[int, ...] | None = None
+    spatial_token: bool = False
+    spatial_side: int = 112
+    thumbnail_source: Literal["image", "canvas", "none"] | None = None
     resize_mode: Literal["antialiased", "published"] | None = None
     region_token_id: int = 32000
     image_token_id: int = 32001
@@ -177,7 +191,12 @@ class OspreyTPConfig(PreTrainedConfig):
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        for name, values in CHOICES.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {values}, not {getattr(self, name)!r}")
         self.feature_layers = list(self.feature_layers)
+        if self.region_feature_layers is not None:
+            self.region_feature_layers = list(self.region_feature_layers)
         if self.projector_num_attention_heads is None:
             self.projector_num_attention_heads = max(1, self.vision_config.hidden_size // 128)
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
@@ -194,7 +213,19 @@ class OspreyTPConfig(PreTrainedConfig):
             patch_size=_side(self.vision_config.patch_size),
             scale_factor=self.scale_factor,
             max_tiles=self.max_tiles,
+            thumbnail=self.thumbnail_source != "none",
         )
+
+    @property
+    def region_levels(self) -> list[int]:
+        """Which of `feature_layers` the region encoder reads, by their place in it."""
+        layers = self.feature_layers if self.region_feature_layers is None else self.region_feature_layers
+        return [list(self.feature_layers).index(layer) for layer in layers]
+
+    @property
+    def tokens_per_region(self) -> int:
+        """Tokens of the prompt that stand for a region."""
+        return 2 if self.spatial_token else 1
 
     def _check_tiling(self) -> None:
         """Tile size, patch size, scale factor and grid table fit together."""
@@ -221,6 +252,14 @@ class OspreyTPConfig(PreTrainedConfig):
             raise ValueError(
                 f"feature_layers {self.feature_layers} must name hidden states 0 to {states - 1} of the vision tower"
             )
+        of_regions = self.region_feature_layers
+        if of_regions is not None and not (of_regions and set(of_regions) <= set(self.feature_layers)):
+            raise ValueError(
+                f"region_feature_layers {of_regions} must be some of feature_layers {self.feature_layers}; what the "
+                "tower's other layers hold is not kept"
+            )
+        if self.spatial_side < 1:
+            raise ValueError(f"spatial_side must be at least 1 pixel, got {self.spatial_side}")
 
     def _check_tokens(self) -> None:
         """Separators are rows of the embedding; the two placeholders differ from each other and from them."""

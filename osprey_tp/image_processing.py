@@ -26,19 +26,14 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from osprey_tp.configuration import CHOICES
 from osprey_tp.images import load_image
-from osprey_tp.masks import Region, area_coverage, published_coverage, to_mask
+from osprey_tp.masks import Region, area_coverage, area_shape, published_coverage, published_shape, to_mask
 from osprey_tp.tiling import TilePlan, Tiling
-
-CHOICES = {
-    "resize_mode": ("antialiased", "published"),
-    "thumbnail_source": ("image", "canvas"),
-    "region_pooling": ("area", "published"),
-}
-"""The named choices of the image processor and the values each may take."""
 
 _DECIDED_BY_TILING = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad", "pad_size")
 _COVERAGE = {"area": area_coverage, "published": published_coverage}
+_SHAPE = {"area": area_shape, "published": published_shape}
 
 
 class OspreyTPImageProcessorKwargs(ImagesKwargs, total=False):
@@ -50,8 +45,10 @@ class OspreyTPImageProcessorKwargs(ImagesKwargs, total=False):
         scale_factor: A visual token stands for ``scale_factor**2`` cells.
         max_tiles: 9, 16 or 25.
         resize_mode: ``antialiased`` or ``published``.
-        thumbnail_source: ``image`` or ``canvas``.
+        thumbnail_source: ``image``, ``canvas`` or ``none`` (no thumbnail).
         region_pooling: ``area`` or ``published``.
+        spatial_side: Side in pixels of the square that holds a region's shape, for models with a spatial token; 0 for
+            models without.
     """
 
     tile_size: int
@@ -61,6 +58,7 @@ class OspreyTPImageProcessorKwargs(ImagesKwargs, total=False):
     resize_mode: str
     thumbnail_source: str
     region_pooling: str
+    spatial_side: int
 
 
 class OspreyTPImageProcessor(TorchvisionBackend):
@@ -74,7 +72,9 @@ class OspreyTPImageProcessor(TorchvisionBackend):
     """
 
     valid_kwargs = OspreyTPImageProcessorKwargs
-    model_input_names = ["pixel_values", "tile_grids", "region_coverage", "region_image_index"]  # noqa: RUF012
+    model_input_names = [  # noqa: RUF012
+        *("pixel_values", "tile_grids", "region_coverage", "region_image_index", "region_shapes")
+    ]
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
     resample = PILImageResampling.BICUBIC
@@ -85,6 +85,7 @@ class OspreyTPImageProcessor(TorchvisionBackend):
     resize_mode = "antialiased"
     thumbnail_source = "image"
     region_pooling = "area"
+    spatial_side = 0
 
     def __init__(self, **kwargs: Unpack[OspreyTPImageProcessorKwargs]) -> None:
         unknown = set(kwargs) - set(self.valid_kwargs.__annotations__) - {"image_processor_type", "processor_class"}
@@ -96,7 +97,12 @@ class OspreyTPImageProcessor(TorchvisionBackend):
     @property
     def tiling(self) -> Tiling:
         """The rules of tiling that the settings describe."""
-        return Tiling(self.tile_size, self.patch_size, self.scale_factor, self.max_tiles)
+        return _tiling({name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    @property
+    def tokens_per_region(self) -> int:
+        """Tokens of the prompt that stand for a region."""
+        return 2 if self.spatial_side else 1
 
     def num_visual_tokens(self, height: int, width: int) -> int:
         """Visual tokens, separators included, of a picture of ``height`` x ``width`` source pixels."""
@@ -120,7 +126,8 @@ class OspreyTPImageProcessor(TorchvisionBackend):
             ``pixel_values`` float32 (tiles of all pictures, 3, tile_size, tile_size), a picture's tiles row by row and
             then its thumbnail when it has more than one tile; ``tile_grids`` int64 (pictures, 2), rows and columns of
             tiles. When regions are given, also ``region_coverage`` float32 (regions of all pictures, cells of the
-            picture with most cells), zero beyond a picture's own cells, and ``region_image_index`` int64 (regions,).
+            picture with most cells), zero beyond a picture's own cells, and ``region_image_index`` int64 (regions,);
+            with ``spatial_side`` also ``region_shapes`` float32 (regions, spatial_side, spatial_side).
 
         Raises:
             ValueError: If a picture or region cannot be used; the message names it by its number.
@@ -135,12 +142,12 @@ class OspreyTPImageProcessor(TorchvisionBackend):
             plans: How each picture is tiled.
 
         Returns:
-            ``region_coverage`` and ``region_image_index`` as in `preprocess`.
+            ``region_coverage``, ``region_image_index`` and ``region_shapes`` as in `preprocess`.
 
         Raises:
             ValueError: If a region cannot be used; the message names it by its number.
         """
-        return _cover_regions(regions, plans, self.region_pooling)
+        return _cover_regions(regions, plans, self.region_pooling, self.spatial_side)
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:  # type: ignore[override]
         for name in _DECIDED_BY_TILING:
@@ -152,7 +159,9 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         for name, values in CHOICES.items():
             if kwargs[name] not in values:
                 raise ValueError(f"{name} must be one of {values}, not {kwargs[name]!r}")
-        Tiling(kwargs["tile_size"], kwargs["patch_size"], kwargs["scale_factor"], kwargs["max_tiles"])
+        if kwargs["spatial_side"] < 0:
+            raise ValueError(f"spatial_side must be a number of pixels, or 0, not {kwargs['spatial_side']!r}")
+        _tiling(kwargs)
 
     def _preprocess_image_like_inputs(  # type: ignore[override]
         self, images: Any, regions: Sequence[Any] | None, **kwargs: Any
@@ -160,7 +169,7 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         if not isinstance(images, (list, tuple)):
             images = [images]
             regions = None if regions is None else [regions]
-        tiling = Tiling(kwargs["tile_size"], kwargs["patch_size"], kwargs["scale_factor"], kwargs["max_tiles"])
+        tiling = _tiling(kwargs)
         pictures = self._load(images, kwargs["device"])
         plans = [tiling.plan(*picture.shape[-2:]) for picture in pictures]
         side = tiling.tile_size
@@ -173,7 +182,7 @@ class OspreyTPImageProcessor(TorchvisionBackend):
             "tile_grids": torch.tensor([(plan.rows, plan.cols) for plan in plans], dtype=torch.int64).reshape(-1, 2),
         }
         if regions is not None:
-            data |= _cover_regions(regions, plans, kwargs["region_pooling"])
+            data |= _cover_regions(regions, plans, kwargs["region_pooling"], kwargs["spatial_side"])
         return BatchFeature(data, tensor_type=kwargs["return_tensors"])
 
     def _load(self, images: Sequence[Any], device: Any) -> list[torch.Tensor]:
@@ -225,6 +234,12 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         )
 
 
+def _tiling(settings: Mapping[str, Any]) -> Tiling:
+    """The rules of tiling that settings of the image processor describe."""
+    names = ("tile_size", "patch_size", "scale_factor", "max_tiles")
+    return Tiling(**{name: settings[name] for name in names}, thumbnail=settings["thumbnail_source"] != "none")
+
+
 def _canvas(tiles: torch.Tensor, plan: TilePlan) -> torch.Tensor:
     """(rows * cols, 3, tile_size, tile_size) -> (3, canvas_height, canvas_width)."""
     side = plan.tiling.tile_size
@@ -232,29 +247,39 @@ def _canvas(tiles: torch.Tensor, plan: TilePlan) -> torch.Tensor:
     return grid.reshape(3, plan.canvas_height, plan.canvas_width)
 
 
-def _cover_regions(regions: Sequence[Any], plans: Sequence[TilePlan], pooling: str) -> dict[str, torch.Tensor]:
-    """Coverage and picture number of all regions, in order."""
+def _cover_regions(
+    regions: Sequence[Any], plans: Sequence[TilePlan], pooling: str, spatial_side: int
+) -> dict[str, torch.Tensor]:
+    """Coverage, picture number and, if asked for, shape of all regions, in order."""
     if len(regions) != len(plans):
         raise ValueError(f"{len(plans)} pictures, {len(regions)} lists of regions; each picture needs its own list")
     max_cells = max((plan.num_cells for plan in plans), default=0)
-    coverage, image_index = [], []
+    coverage, image_index, shapes = [], [], []
     for picture, (plan, of_picture) in enumerate(zip(plans, regions, strict=True)):
         if isinstance(of_picture, (str, Mapping)) or not isinstance(of_picture, Iterable):
             raise ValueError(f"picture {picture}: its regions must be a list, not {type(of_picture).__name__}")
         for number, region in enumerate(of_picture):
-            coverage.append(_cover_region(region, plan, pooling, f"picture {picture}, region {number}"))
+            name = f"picture {picture}, region {number}"
+            of_cells, shape = _cover_region(region, plan, pooling, spatial_side, name)
+            coverage.append(of_cells)
+            shapes.append(shape)
             image_index.append(picture)
     padded = torch.zeros(len(coverage), max_cells)
     for row, cells in zip(padded, coverage, strict=True):
         row[: len(cells)] = torch.from_numpy(cells)
-    return {
-        "region_coverage": padded,
-        "region_image_index": torch.tensor(image_index, dtype=torch.int64),
-    }
+    covered = {"region_coverage": padded, "region_image_index": torch.tensor(image_index, dtype=torch.int64)}
+    if not spatial_side:
+        return covered
+    stacked = np.array(shapes, dtype=np.float32).reshape(-1, spatial_side, spatial_side)
+    return covered | {"region_shapes": torch.from_numpy(stacked)}
 
 
-def _cover_region(region: Region, plan: TilePlan, pooling: str, name: str) -> np.ndarray:
+def _cover_region(
+    region: Region, plan: TilePlan, pooling: str, spatial_side: int, name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
     try:
-        return _COVERAGE[pooling](to_mask(region, plan.height, plan.width), plan)
+        mask = to_mask(region, plan.height, plan.width)
+        shape = _SHAPE[pooling](mask, spatial_side) if spatial_side else None
+        return _COVERAGE[pooling](mask, plan), shape
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -134,6 +134,27 @@ def published_coverage(mask: np.ndarray, plan: TilePlan) -> np.ndarray:
     return _tile_major(on, plan).astype(np.float32)
 
 
+def area_shape(mask: np.ndarray, side: int) -> np.ndarray:
+    """The mask shrunk to a square, whatever its proportions: exact share of each square pixel inside the mask.
+
+    Args:
+        mask: (height, width), source pixels; non-zero is inside.
+        side: Of the square, in pixels.
+
+    Returns:
+        float32 (side, side) between 0 and 1.
+    """
+    row_edges, col_edges = (np.arange(side + 1) * length / side for length in mask.shape)
+    areas = _integrate(_integrate(mask.astype(bool), row_edges).T, col_edges).T
+    return (areas / (row_edges[1] * col_edges[1])).astype(np.float32)
+
+
+def published_shape(mask: np.ndarray, side: int) -> np.ndarray:
+    """As `area_shape`, as Osprey does it: bilinear, half-pixel centres, no antialiasing."""
+    rows = _interpolate(mask.astype(np.float32), side)
+    return np.ascontiguousarray(_interpolate(rows.T, side).T)
+
+
 def nearest_source_index(resized_index: np.ndarray, source: int, resized: int) -> np.ndarray:
     """Source pixel that nearest-neighbour resizing from ``source`` to ``resized`` pixels takes for each resized pixel.
 
@@ -369,6 +390,15 @@ def _integrate(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     below = np.minimum(edges.astype(np.int64), len(values) - 1)
     fraction = (edges - below)[:, None]
     return np.diff(cumulative[below] + fraction * values[below], axis=0)
+
+
+def _interpolate(values: np.ndarray, size: int) -> np.ndarray:
+    """Linear interpolation along axis 0 at ``size`` half-pixel centres: float32 (n, m) -> float32 (size, m)."""
+    places = np.maximum((np.arange(size) + 0.5) * len(values) / size - 0.5, 0)
+    below = places.astype(np.int64)
+    above = np.minimum(below + 1, len(values) - 1)
+    fraction = (places - below).astype(np.float32)[:, None]
+    return values[below] * (1 - fraction) + values[above] * fraction
 
 
 def _centre_pixels(cells: int, patch: int, source: int, resized: int) -> tuple[np.ndarray, np.ndarray]:

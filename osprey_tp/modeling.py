@@ -3,76 +3,48 @@
 ```
 pixel_values (tiles, 3, S, S) ─► vision tower ─► cells (levels, tiles, n·n, C)
 cells ─► projector ─► (tiles, t, D) ─► with separators, picture by picture ─► visual tokens [(v_i, D), ...]
-cells, coverage (regions, cells) ─► region encoder ─► region tokens (regions, D)
+cells, coverage (regions, cells) ─► region encoder ─► region tokens (regions·r, D)
 input_ids (B, N) ─► embeddings (B, N, D), visual tokens at <image>, region tokens at <mask> ─► language model ─► logits
 ```
 
-Letters: B prompts, N prompt tokens, S tile side in pixels, n cells a side, C tower width, t tokens a tile, D language
-width. Pictures and regions of a batch stand in the order of their prompts; regions of one prompt picture by picture.
+Letters: B prompts, N prompt tokens, S tile side in pixels, n cells a side, C tower width, t tokens a tile, r tokens a
+region, D language width. Pictures and regions of a batch stand in the order of their prompts; regions of one prompt
+picture by picture.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from osprey_tp.configuration import OspreyTPConfig
+from osprey_tp.modeling_base import OspreyTPFeatures, OspreyTPPreTrainedModel
 from osprey_tp.projector import build_projector
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 from osprey_tp.region_encoder import RegionEncoder
 from osprey_tp.tiling import count_tiles, visual_token_layout
 
 
-@dataclass
-class OspreyTPFeatures(BaseModelOutputWithPooling):
-    """What pictures and regions contribute to the prompts of a batch.
+class OspreyTPModel(OspreyTPPreTrainedModel):
+    """Vision tower, projector, region encoder and language model without its head.
 
     Attributes:
-        pooler_output: One tensor a picture, its visual tokens with separators, (v_i, D).
-        region_tokens: (regions, D).
+        runs_every_part: Run tower, projector and region encoder on a blank tile and region where a batch has none, so
+            that no process of a distributed run waits for a part that another skips, and every part has a gradient,
+            which is then zero. Not saved; training sets it.
     """
-
-    pooler_output: list[Tensor] | None = None  # type: ignore[assignment]  # a tensor a picture, as in llava_next
-    region_tokens: Tensor | None = None
-
-
-class OspreyTPPreTrainedModel(PreTrainedModel):
-    """What both model classes tell transformers about themselves."""
-
-    config: OspreyTPConfig
-    config_class = OspreyTPConfig
-    base_model_prefix = "model"
-    input_modalities = ["image", "text"]  # noqa: RUF012
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        scale = self.config.output_norm_scale if isinstance(self.config, OspreyTPConfig) else None
-        output_norm = getattr(module, "output_norm", None)
-        if scale is not None and isinstance(output_norm, nn.LayerNorm):
-            init.constant_(output_norm.weight, scale)
-
-
-class OspreyTPModel(OspreyTPPreTrainedModel):
-    """Vision tower, projector, region encoder and language model without its head."""
 
     def __init__(self, config: OspreyTPConfig) -> None:
         super().__init__(config)
+        self.runs_every_part = False
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.projector = build_projector(config)
         self.region_encoder = RegionEncoder(config)
@@ -120,13 +92,19 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         table = torch.cat([self.get_input_embeddings()(separators).to(tokens.dtype), tokens.flatten(0, 1)])
         pictures, first = [], 0
         for rows, cols in tile_grids.tolist():
-            layout = torch.from_numpy(visual_token_layout(rows, cols, tokens.shape[1])).to(tokens.device)
-            pictures.append(table[torch.where(layout < len(separators), layout, layout + first)])
-            first += count_tiles(rows, cols) * tokens.shape[1]
+            layout = visual_token_layout(rows, cols, tokens.shape[1], self.config.tiling.thumbnail)
+            places = torch.from_numpy(layout).to(tokens.device)
+            pictures.append(table[torch.where(places < len(separators), places, places + first)])
+            first += self._count_tiles(rows, cols) * tokens.shape[1]
         return pictures
 
     def region_tokens(
-        self, cells: Tensor, tile_grids: Tensor, region_coverage: Tensor, region_image_index: Tensor
+        self,
+        cells: Tensor,
+        tile_grids: Tensor,
+        region_coverage: Tensor,
+        region_image_index: Tensor,
+        region_shapes: Tensor | None = None,
     ) -> Tensor:
         """Encode every region of the batch.
 
@@ -135,14 +113,18 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
             tile_grids: (pictures, 2).
             region_coverage: (regions, cells of the largest picture).
             region_image_index: (regions,), the picture each region belongs to.
+            region_shapes: (regions, side, side), for a spatial token.
 
         Returns:
-            (regions, D).
+            (regions·r, D).
         """
-        tiles = [count_tiles(rows, cols) for rows, cols in tile_grids.tolist()]
+        tiles = [self._count_tiles(rows, cols) for rows, cols in tile_grids.tolist()]
         first_tiles = torch.tensor([0, *tiles[:-1]], device=cells.device).cumsum(0)
         first_cells = first_tiles[region_image_index] * cells.shape[2]
-        return self.region_encoder(cells, region_coverage, first_cells)
+        return self.region_encoder(cells, region_coverage, first_cells, region_shapes)
+
+    def _count_tiles(self, rows: int, cols: int) -> int:
+        return count_tiles(rows, cols, self.config.tiling.thumbnail)
 
     def get_image_features(
         self,
@@ -150,6 +132,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         tile_grids: Tensor,
         region_coverage: Tensor | None = None,
         region_image_index: Tensor | None = None,
+        region_shapes: Tensor | None = None,
         **kwargs: Any,
     ) -> OspreyTPFeatures:
         """Visual tokens of every picture and tokens of every region; `generate` calls this once.
@@ -159,12 +142,13 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
             tile_grids: (pictures, 2).
             region_coverage: (regions, cells of the largest picture), or None for no regions.
             region_image_index: (regions,).
+            region_shapes: (regions, side, side), for a spatial token.
             kwargs: Ignored; transformers passes output flags here.
 
         Raises:
             ValueError: if tiles and grids do not add up.
         """
-        expected = sum(count_tiles(rows, cols) for rows, cols in tile_grids.tolist())
+        expected = sum(self._count_tiles(rows, cols) for rows, cols in tile_grids.tolist())
         if expected != pixel_values.shape[0]:
             raise ValueError(
                 f"{pixel_values.shape[0]} tiles in pixel_values, but the grids {tile_grids.tolist()} need {expected}; "
@@ -173,11 +157,47 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         cells = self.encode_tiles(pixel_values)
         region_tokens = None
         if region_coverage is not None and region_image_index is not None and len(region_coverage):
-            region_tokens = self.region_tokens(cells, tile_grids, region_coverage, region_image_index)
+            region_tokens = self.region_tokens(cells, tile_grids, region_coverage, region_image_index, region_shapes)
         return OspreyTPFeatures(pooler_output=self.visual_tokens(cells, tile_grids), region_tokens=region_tokens)
 
-    def embed_prompt(self, input_ids: Tensor, features: OspreyTPFeatures | None) -> Tensor:
+    def complete_features(
+        self, vision: dict[str, Tensor | None], device: torch.device
+    ) -> tuple[OspreyTPFeatures, list[Tensor]]:
+        """As `get_image_features`, with a blank tile and a region of it where the batch has no picture or no region.
+
+        Args:
+            vision: Arguments of `get_image_features`; None for what the batch does not have.
+            device: Of what is blank.
+
+        Returns:
+            The features of the batch, and tokens (., D) that belong to no prompt.
+        """
+        tiling, side = self.config.tiling, self.config.spatial_side
+        pictures, regions = vision["pixel_values"], vision["region_coverage"]
+        has_pictures = pictures is not None and len(pictures) > 0
+        has_regions = has_pictures and regions is not None and len(regions) > 0
+        blank = {}
+        if not has_pictures:
+            blank["pixel_values"] = torch.zeros(1, 3, tiling.tile_size, tiling.tile_size, device=device)
+            blank["tile_grids"] = torch.ones(1, 2, dtype=torch.long, device=device)
+        if not has_regions:
+            blank["region_coverage"] = torch.ones(1, tiling.cells_per_tile, device=device)
+            blank["region_image_index"] = torch.zeros(1, dtype=torch.long, device=device)
+            blank["region_shapes"] = torch.ones(1, side, side, device=device)
+        made: Any = self.get_image_features(**(vision | blank))  # type: ignore[arg-type]
+        features = OspreyTPFeatures(
+            pooler_output=made.pooler_output if has_pictures else None,
+            region_tokens=made.region_tokens if has_regions else None,
+        )
+        unused = [] if has_pictures else made.pooler_output
+        return features, unused if has_regions else [*unused, made.region_tokens]
+
+    def embed_prompt(
+        self, input_ids: Tensor, features: OspreyTPFeatures | None, unused: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Embed `input_ids` (B, N) with visual tokens at `<image>` and region tokens at `<mask>`: (B, N, D).
+
+        `unused` are tokens (., D) that stand nowhere but take part in the graph, with a gradient of zero.
 
         Raises:
             ValueError: if placeholders and features do not have the same number.
@@ -200,6 +220,9 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
                 )
             if tokens is not None:
                 embeddings = embeddings.masked_scatter(places.unsqueeze(-1), tokens.to(embeddings.dtype))
+        if unused:
+            nowhere = torch.zeros_like(words, dtype=torch.bool).unsqueeze(-1)
+            embeddings = embeddings.masked_scatter(nowhere, torch.cat(list(unused)).to(embeddings.dtype))
         return embeddings
 
     @can_return_tuple
@@ -210,6 +233,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         tile_grids: Tensor | None = None,
         region_coverage: Tensor | None = None,
         region_image_index: Tensor | None = None,
+        region_shapes: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -224,15 +248,27 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        features = (mm_encoder_outputs or {}).get("image")
-        if features is None and pixel_values is not None and len(pixel_values):
-            if tile_grids is None:
-                raise ValueError("pixel_values come without tile_grids; pass both as the processor made them")
-            features = self.get_image_features(pixel_values, tile_grids, region_coverage, region_image_index)
+        vision = {
+            "pixel_values": pixel_values,
+            "tile_grids": tile_grids,
+            "region_coverage": region_coverage,
+            "region_image_index": region_image_index,
+            "region_shapes": region_shapes,
+        }
+        features, unused = (mm_encoder_outputs or {}).get("image"), list[Tensor]()
+        has_pictures = pixel_values is not None and len(pixel_values) > 0
+        if features is None and has_pictures and tile_grids is None:
+            raise ValueError("pixel_values come without tile_grids; pass both as the processor made them")
+        if features is None and self.runs_every_part and input_ids is not None and past_key_values is None:
+            features, unused = self.complete_features(vision, input_ids.device)
+        elif features is None and has_pictures:
+            features = self.get_image_features(**vision)  # type: ignore[arg-type]
         if inputs_embeds is None:
             decoding = features is None and past_key_values is not None and past_key_values.get_seq_length() > 0
             assert input_ids is not None
-            inputs_embeds = self._embed_generated(input_ids) if decoding else self.embed_prompt(input_ids, features)
+            inputs_embeds = (
+                self._embed_generated(input_ids) if decoding else self.embed_prompt(input_ids, features, unused)
+            )
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -312,6 +348,7 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
         tile_grids: Tensor | None = None,
         region_coverage: Tensor | None = None,
         region_image_index: Tensor | None = None,
+        region_shapes: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -329,6 +366,7 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
             tile_grids=tile_grids,
             region_coverage=region_coverage,
             region_image_index=region_image_index,
+            region_shapes=region_shapes,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,

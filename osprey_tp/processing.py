@@ -134,6 +134,7 @@ class OspreyTPProcessor(ProcessorMixin):
             scale_factor=tiling.scale_factor,
             max_tiles=tiling.max_tiles,
             **{name: getattr(config, name) for name in ("resize_mode", "thumbnail_source", "region_pooling")},
+            spatial_side=config.spatial_side if config.spatial_token else 0,
             **image_choices,
         )
         return cls(image_processor, tokenizer, chat_template=chat_template(template) if template else None)
@@ -147,6 +148,7 @@ class OspreyTPProcessor(ProcessorMixin):
             "resize_mode": config.resize_mode,
             "thumbnail_source": config.thumbnail_source,
             "region_pooling": config.region_pooling,
+            "spatial_side": config.spatial_side if config.spatial_token else 0,
         }
         found = {name: getattr(self.image_processor, name) for name in expected}
         for name in ("image_token_id", "region_token_id"):
@@ -178,7 +180,7 @@ class OspreyTPProcessor(ProcessorMixin):
         Args:
             images: Pictures (PIL, array, tensor, path), one, flat or nested a prompt, in the order of `<image>` marks;
                 or, in place of all of them, the `TilePlan` of pictures that are encoded already.
-            text: Prompts with one `<image>` a picture and one `<mask>` a region.
+            text: Prompts with one `<image>` a picture and `tokens_per_region` `<mask>` a region.
             regions: For every picture a list of regions in any form of `osprey_tp.masks`, nested like `images`.
             return_tensors: `pt`, or None for lists.
             return_text_replacement_offsets: Where `<image>` was expanded, for transformers' assistant masks.
@@ -186,7 +188,8 @@ class OspreyTPProcessor(ProcessorMixin):
 
         Returns:
             input_ids and attention_mask (B, N); with pictures also pixel_values (tiles, 3, S, S), tile_grids
-            (pictures, 2), region_coverage (regions, cells of the largest picture), region_image_index (regions,).
+            (pictures, 2), region_coverage (regions, cells of the largest picture), region_image_index (regions,), and
+            for models with a spatial token region_shapes (regions, side, side).
 
         Raises:
             ValueError: if placeholders and pictures or regions differ in number; both numbers are named.
@@ -200,8 +203,9 @@ class OspreyTPProcessor(ProcessorMixin):
         expansions: list[str] = []
         if pictures:
             vision = self._process_pictures(pictures, regions_of)
+            tiling = self.image_processor.tiling
             expansions = [
-                IMAGE_TOKEN * count_visual_tokens(rows, cols, self.image_processor.tiling.tokens_per_tile)
+                IMAGE_TOKEN * count_visual_tokens(rows, cols, tiling.tokens_per_tile, tiling.thumbnail)
                 for rows, cols in vision["tile_grids"].tolist()
             ]
         prompts, offsets = self.get_text_with_replacements(prompts, expansions)
@@ -222,8 +226,9 @@ class OspreyTPProcessor(ProcessorMixin):
         first = 0
         for index, prompt in enumerate(prompts):
             of_prompt = prompt.count(IMAGE_TOKEN)
-            found, expected = prompt.count(REGION_TOKEN), sum(regions_of[first : first + of_prompt])
-            if found != expected and first + of_prompt <= pictures:
+            expected = sum(regions_of[first : first + of_prompt])
+            found, left_over = divmod(prompt.count(REGION_TOKEN), self.tokens_per_region)
+            if (found != expected or left_over) and first + of_prompt <= pictures:
                 raise ValueError(
                     f"{found} {REGION_TOKEN} placeholders, {expected} regions (prompt {index}); write {REGION_TOKEN} "
                     "once for every region, in their order"
@@ -255,6 +260,8 @@ class OspreyTPProcessor(ProcessorMixin):
         texts, pictures, regions = [], [], []
         for conversation in conversations:
             messages, of_conversation, their_regions = _separate(conversation)
+            for message in messages:
+                message["content"] = message["content"].replace(REGION_TOKEN, REGION_TOKEN * self.tokens_per_region)
             texts.append(messages)
             pictures.append(of_conversation)
             regions.append(their_regions)
@@ -294,8 +301,12 @@ class OspreyTPProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that the model takes."""
-        vision = ["pixel_values", "tile_grids", "region_coverage", "region_image_index"]
-        return ["input_ids", "attention_mask", *vision]
+        return ["input_ids", "attention_mask", *self.image_processor.model_input_names]
+
+    @property
+    def tokens_per_region(self) -> int:
+        """Tokens of the prompt that stand for a region; `prepare` writes `<mask>` so often."""
+        return self.image_processor.tokens_per_region
 
 
 def _separate(conversation: Conversation) -> tuple[list[dict[str, str]], list[Any], list[list[Any]]]:

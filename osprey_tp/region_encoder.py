@@ -1,10 +1,12 @@
-"""From the cells a region covers to its one token of the prompt: Osprey-style mask pooling.
+"""From the cells a region covers to its token of the prompt: Osprey-style mask pooling.
 
 ```
 coverage (regions, cells) ─► rows that sum to 1 ─► weights (regions, cells of the batch)
 levels (L, cells of the batch, C) ─► weights @ levels ─► (L, regions, C)
 (L, regions, C) ─► one Linear a level, summed ─► Linear ─► (regions, D)
 ```
+
+A model with a spatial token gives every region a second token, of its shape alone: `SpatialEncoder`.
 
 As `MaskExtractor` of the published code ("Osprey: Pixel Understanding with Visual Instruction Tuning", section 3.2),
 but as one matrix product over the cells that the projector reads anyway: no feature map is put together, and there is
@@ -14,10 +16,12 @@ no loop over images, regions or levels. Which cells count, and how much, is the 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from osprey_tp.projector import output_norm
 
@@ -25,21 +29,47 @@ if TYPE_CHECKING:
     from osprey_tp.configuration import OspreyTPConfig
 
 
-class RegionEncoder(nn.Module):
-    """Pool features under regions and turn each into one token.
+class SpatialEncoder(nn.Module):
+    """Where a region lies and what form it has: its mask, shrunk to a square and flattened, through an MLP.
+
+    The `<pos>` branch of Osprey's mask extractor (section 3.2), whose square has 112 pixels a side.
 
     Args:
-        config: Sizes are read from it: the tower's width C, the number of levels L, the language model's width D.
+        config: Sizes are read from it: the square's side, the tower's width C, the language model's width D.
     """
 
     def __init__(self, config: OspreyTPConfig) -> None:
         super().__init__()
         width = config.vision_config.hidden_size
-        self.level_projections = nn.ModuleList(nn.Linear(width, width) for _ in config.feature_layers)
+        sizes = (config.spatial_side**2, width, width, config.text_config.hidden_size)
+        self.layers = nn.ModuleList(nn.Linear(size, next_size) for size, next_size in pairwise(sizes))
+
+    def forward(self, shapes: Tensor) -> Tensor:
+        """Encode shapes (regions, side, side) as (regions, D)."""
+        first, *rest = self.layers
+        states = first(shapes.flatten(1).to(first.weight.dtype))  # type: ignore[arg-type]
+        for layer in rest:
+            states = layer(functional.relu(states))
+        return states
+
+
+class RegionEncoder(nn.Module):
+    """Pool features under regions and turn each into one token, or two with a token of its shape.
+
+    Args:
+        config: Sizes are read from it: the tower's width C, the levels read (L of them), the language model's width D.
+    """
+
+    def __init__(self, config: OspreyTPConfig) -> None:
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.levels = config.region_levels
+        self.level_projections = nn.ModuleList(nn.Linear(width, width) for _ in self.levels)
         self.output = nn.Linear(width, config.text_config.hidden_size)
+        self.spatial = SpatialEncoder(config) if config.spatial_token else None
         self.output_norm = output_norm(config)
 
-    def forward(self, features: Tensor, coverage: Tensor, first_cells: Tensor) -> Tensor:
+    def forward(self, features: Tensor, coverage: Tensor, first_cells: Tensor, shapes: Tensor | None = None) -> Tensor:
         """Encode every region of the batch.
 
         Args:
@@ -47,13 +77,23 @@ class RegionEncoder(nn.Module):
             coverage: (regions, cells), how much of each cell of its own picture a region covers, tile-major, zero
                 beyond the picture's last cell.
             first_cells: (regions,), index of the first cell of each region's picture among all cells of the batch.
+            shapes: (regions, side, side), the regions' masks shrunk to a square; needed for a spatial token.
 
         Returns:
-            (regions, D), one token a region.
+            (regions, D), or (2·regions, D) with a spatial token, which follows the first token of its region.
+
+        Raises:
+            ValueError: if there is a spatial token but no shapes.
         """
-        pooled = pool(features.flatten(1, 2), coverage, first_cells)  # (levels, regions, C)
+        read = features if self.levels == list(range(len(features))) else features[self.levels]
+        pooled = pool(read.flatten(1, 2), coverage, first_cells)  # (levels, regions, C)
         projected = [project(level) for project, level in zip(self.level_projections, pooled, strict=True)]
-        return self.output_norm(self.output(torch.stack(projected).sum(dim=0)))
+        tokens = self.output(torch.stack(projected).sum(dim=0))
+        if self.spatial is not None:
+            if shapes is None:
+                raise ValueError("regions come without region_shapes; pass all that the processor made")
+            tokens = torch.stack([tokens, self.spatial(shapes).to(tokens.dtype)], dim=1).flatten(0, 1)
+        return self.output_norm(tokens)
 
 
 def pool(cells: Tensor, coverage: Tensor, first_cells: Tensor) -> Tensor:

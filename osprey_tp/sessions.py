@@ -324,7 +324,10 @@ class ImageSession:
         coverage = batch["region_coverage"].to(self._model.device)
         if len(coverage):
             picture = torch.zeros(len(coverage), dtype=torch.long, device=coverage.device)
-            tokens = self._model.model.region_tokens(self._cells, self._tile_grids, coverage, picture)
+            shapes = batch.get("region_shapes")
+            tokens = self._model.model.region_tokens(
+                self._cells, self._tile_grids, coverage, picture, None if shapes is None else shapes.to(coverage.device)
+            )
         return {"image": OspreyTPFeatures(pooler_output=[], region_tokens=tokens)}
 
     def _join(self, suffixes: list[Tensor], padding_side: str) -> tuple[Tensor, Tensor]:

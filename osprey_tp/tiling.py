@@ -47,6 +47,7 @@ class Tiling:
         patch_size: Side of a cell in canvas pixels (the patch of the vision tower); divides ``tile_size``.
         scale_factor: The projector turns ``scale_factor**2`` cells into one visual token; divides ``cells_per_side``.
         max_tiles: 9, 16 or 25, the most tiles a picture is cut into (the thumbnail not counted).
+        thumbnail: A picture of more than one tile is followed by a thumbnail.
 
     Raises:
         ValueError: If the numbers do not fit together.
@@ -56,6 +57,7 @@ class Tiling:
     patch_size: int = 14
     scale_factor: int = 2
     max_tiles: int = 9
+    thumbnail: bool = True
 
     def __post_init__(self) -> None:
         for name in ("tile_size", "patch_size", "scale_factor", "max_tiles"):
@@ -174,12 +176,12 @@ class TilePlan:
     @property
     def has_thumbnail(self) -> bool:
         """Whether a thumbnail follows the tiles."""
-        return self.rows * self.cols > 1
+        return self.tiling.thumbnail and self.rows * self.cols > 1
 
     @property
     def num_tiles(self) -> int:
         """Tiles, thumbnail included."""
-        return count_tiles(self.rows, self.cols)
+        return count_tiles(self.rows, self.cols, self.tiling.thumbnail)
 
     @property
     def num_cells(self) -> int:
@@ -189,7 +191,7 @@ class TilePlan:
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens with their separators, thumbnail included."""
-        return count_visual_tokens(self.rows, self.cols, self.tiling.tokens_per_tile)
+        return count_visual_tokens(self.rows, self.cols, self.tiling.tokens_per_tile, self.tiling.thumbnail)
 
     def cell_of_source_pixel(self, y: int, x: int) -> int:
         """Index of the cell that holds the centre of source pixel (y, x).
@@ -230,36 +232,36 @@ class TilePlan:
         )
 
 
-def count_tiles(rows: int, cols: int) -> int:
-    """Tiles of a ``rows`` x ``cols`` grid, thumbnail included."""
+def count_tiles(rows: int, cols: int, thumbnail: bool = True) -> int:
+    """Tiles of a ``rows`` x ``cols`` grid, thumbnail included where pictures of several tiles have one."""
     tiles = rows * cols
-    return tiles + 1 if tiles > 1 else tiles
+    return tiles + 1 if thumbnail and tiles > 1 else tiles
 
 
-def count_visual_tokens(rows: int, cols: int, tokens_per_tile: int) -> int:
+def count_visual_tokens(rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True) -> int:
     """Visual tokens of a ``rows`` x ``cols`` grid: tiles, thumbnail and separators (`visual_token_layout`)."""
     tile_separators = rows * (cols - 1)
-    row_separators = rows + 1 if rows * cols > 1 else rows
-    return count_tiles(rows, cols) * tokens_per_tile + tile_separators + row_separators
+    row_separators = rows + count_tiles(rows, cols, thumbnail) - rows * cols
+    return count_tiles(rows, cols, thumbnail) * tokens_per_tile + tile_separators + row_separators
 
 
-def visual_token_layout(rows: int, cols: int, tokens_per_tile: int) -> np.ndarray:
+def visual_token_layout(rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True) -> np.ndarray:
     """Order of visual tokens and separators of one picture.
 
     Tiles of a row are joined by the tile separator and closed by the row separator. With more than one tile, the
-    thumbnail and another row separator follow.
+    thumbnail, where there is one, and another row separator follow.
 
     Returns:
         int64 (`count_visual_tokens`,): indices into the sequence [tile separator, row separator, token 0 of tile 0,
         token 1 of tile 0, ...], thumbnail last.
     """
-    num_tokens = count_tiles(rows, cols) * tokens_per_tile
+    num_tokens = count_tiles(rows, cols, thumbnail) * tokens_per_tile
     tiles = FIRST_TILE_TOKEN_INDEX + np.arange(num_tokens, dtype=np.int64).reshape(-1, tokens_per_tile)
     grid = tiles[: rows * cols].reshape(rows, cols, tokens_per_tile)
     separators = np.full((rows, cols, 1), TILE_SEPARATOR_INDEX, dtype=np.int64)
     separators[:, -1] = ROW_SEPARATOR_INDEX
     layout = np.concatenate([grid, separators], axis=2).reshape(-1)
-    if rows * cols == 1:
+    if len(tiles) == rows * cols:
         return layout
     return np.concatenate([layout, tiles[-1], [ROW_SEPARATOR_INDEX]])
 

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from data_pipelines.dataset import ConversationDataset
     from osprey_tp.processing import OspreyTPProcessor
     from osprey_tp.training.arguments import RunSettings
@@ -66,18 +68,22 @@ def train_in(folder: RunFolder, settings: RunSettings) -> int:
     from osprey_tp.training.interruption import EndedBySignal
     from osprey_tp.training.stages import apply_stage
     from osprey_tp.training.start import load_start
-    from osprey_tp.training.trainer import StageTrainer
-    from osprey_tp.training.trainer_arguments import training_arguments
+    from osprey_tp.training.trainer import StageTrainer, for_stage
+    from osprey_tp.training.trainer_arguments import cast_frozen, require_attention, training_arguments
 
     stage = settings.resolved_stage
     arguments = training_arguments(settings, folder.work)  # before the model: ZeRO-3 divides it while it is loaded
+    require_attention(settings)
     model, processor = load_start(settings)
     dataset = load_data(settings)
     check(dataset, settings)
     table = apply_stage(model, stage)
+    cast_frozen(model, settings)
     show(stage, table, processor, dataset, settings)
     if _is_first_process():
         folder.begin(settings, dataset.description())
+    if settings.group_by_length:
+        group_by_length(dataset, for_stage(processor, stage), settings, arguments, folder)
     trainer = StageTrainer(model, stage, settings, processor, dataset, arguments)
     try:
         trainer.train(_checkpoint(folder))
@@ -112,6 +118,19 @@ def check(dataset: ConversationDataset, settings: RunSettings) -> None:
     if _is_first_process():
         for warning in check_data(dataset, stop_at_missing_images=settings.on_missing_image == "stop"):
             _say(warning)
+
+
+def group_by_length(
+    dataset: ConversationDataset,
+    processor: OspreyTPProcessor,
+    settings: RunSettings,
+    arguments: TrainingArguments,
+    folder: RunFolder,
+) -> None:
+    """Put samples of alike length into one batch; the first process of a machine measures, the others read."""
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    with arguments.main_process_first(desc="measuring lengths"):
+        dataset.group_by_length(processor, batch, folder.work, settings.workers)
 
 
 def show(

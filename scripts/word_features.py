@@ -160,7 +160,7 @@ class WordRegionEncoder(nn.Module):
         super().__init__()
         self.norm = norm
 
-    def forward(self, features: Tensor, coverage: Tensor, first_cells: Tensor) -> Tensor:
+    def forward(self, features: Tensor, coverage: Tensor, first_cells: Tensor, shapes: Tensor | None = None) -> Tensor:
         """As `RegionEncoder.forward`, on features (1, tiles, n·n, D)."""
         return self.norm(pool(features.flatten(1, 2), coverage, first_cells)[0])
 

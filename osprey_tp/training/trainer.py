@@ -56,7 +56,8 @@ class StageTrainer(ResumableTrainer, WatchedTrainer):
         arguments: TrainingArguments,
     ) -> None:
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_activations(model)
+        model.model.runs_every_part = True
         self.stage = stage
         self.whole_model = model
         super().__init__(
@@ -98,6 +99,16 @@ class StageTrainer(ResumableTrainer, WatchedTrainer):
             for entry in self.state.log_history
             if "loss" in entry
         ]
+
+
+def checkpoint_activations(model: OspreyTPForConditionalGeneration) -> None:
+    """Recompute activations in the backward pass, without torch's re-entrant form, which loses frozen inputs.
+
+    transformers before 5.20 knows the method by its older name alone.
+    """
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": False})
 
 
 def for_stage(processor: OspreyTPProcessor, stage: Stage) -> OspreyTPProcessor:
