@@ -12,6 +12,7 @@ from .killable_training import WarmTraining
 from .test_training_run import settings, write_records
 from .tiny_models import save_tiny_model
 
+ROOT = Path(__file__).resolve().parents[1]
 KILLS = 10
 STEPS = 7
 
@@ -61,11 +62,7 @@ def zero_training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmTrai
 
 @pytest.mark.parametrize("zero", [2, 3])
 def test_two_processes_under_zero_go_on_to_the_same_loss(start, records, tmp_path, zero_training, zero) -> None:
-    file = tmp_path / "zero.json"
-    batches = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    optimization = {"stage": zero, "stage3_gather_16bit_weights_on_model_save": True}
-    more = {"zero_optimization": optimization, "zero_force_ds_cpu_optimizer": False}
-    file.write_text(json.dumps(dict.fromkeys((*batches, "gradient_clipping"), "auto") | more))
+    file = ROOT / "scripts" / "configs" / "deepspeed" / f"zero{zero}.json"
     arguments = [*arguments_of(start, records), "batch_size=1", f"deepspeed={file}"]
     whole, output = tmp_path / "whole", tmp_path / "killed"
     found = zero_training.run(arguments, whole, processes=2)
