@@ -255,7 +255,7 @@ class OspreyTPProcessor(ProcessorMixin):
             As `__call__`, padded on the left for generation and on the right otherwise.
 
         Raises:
-            ValueError: if counts differ, or an answer cannot be labelled.
+            ValueError: if counts differ, or an answer cannot be labelled, or not exactly.
         """
         texts, pictures, regions = [], [], []
         for conversation in conversations:
@@ -289,9 +289,21 @@ class OspreyTPProcessor(ProcessorMixin):
     def _adjust_assistant_masks_indices(
         self, processed_dict: dict[str, Any], generation_indices: list[list[int]]
     ) -> dict[str, Any]:
-        """As transformers does it, which reads offsets one by one; in lists that takes a hundredth of the time."""
-        processed_dict["offset_mapping"] = torch.as_tensor(processed_dict["offset_mapping"]).tolist()
-        return super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
+        """As transformers does it, which reads offsets one by one; in lists that takes a hundredth of the time.
+
+        Raises:
+            ValueError: if a token holds part of an answer and part of what stands beside it.
+        """
+        offsets = processed_dict["offset_mapping"] = torch.as_tensor(processed_dict["offset_mapping"]).tolist()
+        adjusted = super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
+        for index, spans in enumerate(generation_indices):
+            taught = _characters_of(offsets[index], adjusted["assistant_masks"][index])
+            if taught > sum(end - start for start, end in spans):
+                raise ValueError(
+                    f"an answer of conversation {index} cannot be labelled exactly: a token of it also holds what stands "
+                    "beside it; separate answers from the prompt in the chat template by a space or a special token"
+                )
+        return adjusted
 
     def decode_answers(self, generated: torch.Tensor, prompt_length: int) -> list[str]:
         """Texts of what `generate` returned (B, prompt + answer), without the prompt and special tokens."""
@@ -307,6 +319,16 @@ class OspreyTPProcessor(ProcessorMixin):
     def tokens_per_region(self) -> int:
         """Tokens of the prompt that stand for a region; `prepare` writes `<mask>` so often."""
         return self.image_processor.tokens_per_region
+
+
+def _characters_of(offsets: Sequence[Sequence[int]], taught: Sequence[int]) -> int:
+    """Characters that the taught tokens stand for; several tokens may stand for one."""
+    total = reached = 0
+    for (start, end), is_taught in zip(offsets, taught, strict=True):
+        if is_taught:
+            total += max(0, end - max(start, reached))
+            reached = max(reached, end)
+    return total
 
 
 def _separate(conversation: Conversation) -> tuple[list[dict[str, str]], list[Any], list[list[Any]]]:

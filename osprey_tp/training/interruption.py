@@ -67,11 +67,16 @@ class SignalWatch:
 def leave_signals_to_the_run() -> None:
     """In a process that loads data: outlive the signals that a terminal or a scheduler sends to all of a run at once.
 
-    The run needs it until its checkpoint is written and ends it afterwards. A second SIGTERM ends it in any case.
+    The run needs it until its step is done. Only a SIGTERM from the run itself ends it.
     """
+    run = os.getppid()
 
-    def default_from_now_on(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+    def end_when_the_run_says_so() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+            pass
+        os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, default_from_now_on)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_when_the_run_says_so, daemon=True).start()
