@@ -1,9 +1,9 @@
 """Training runs that are forked from one warm process and killed with -9: `python -m tests.killable_training`.
 
-It reads one run a line from stdin, `{"arguments", "processes", "kill", "output"}`, and answers with a line
-`{"codes", "moments"}`. Moments are counted in the first process of a run: each training step, each file or folder below
-the output that is opened, made, renamed or removed, and each file of tensors when half of it is on the disk. At the
-moment `kill` all processes of the run are killed.
+It reads one run a line from stdin, with the keyword arguments of `WarmTraining.run`, and answers with a line `{"codes",
+"moments"}`. Moments are counted in the first process of a run: each training step, each file or folder below the output
+that is opened, made, renamed or removed, and each file of tensors when half of it is on the disk. At the moment `kill`
+all processes of the run are killed. `terminate` is [rank, batch]: that process gets SIGTERM when it begins that batch.
 """
 
 import contextlib
@@ -23,8 +23,9 @@ EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove"}
 class Moments:
     """Counts the moments of a process, and ends it at one of them."""
 
-    def __init__(self, folder: Path, kill: int | None) -> None:
-        self.folder, self.kill, self.count = str(folder), kill, 0
+    def __init__(self, folder: Path, kill: int | None, terminate: int | None) -> None:
+        self.folder, self.kill, self.terminate = str(folder), kill, terminate
+        self.count = self.batches = 0
 
     def pass_by(self, torn: Path | None = None) -> None:
         self.count += 1
@@ -55,6 +56,9 @@ class Moments:
 
         def counted(trainer, *arguments):
             self.pass_by()
+            self.batches += 1
+            if self.batches == self.terminate:
+                os.kill(os.getpid(), signal.SIGTERM)
             return step(trainer, *arguments)
 
         StageTrainer.training_step = counted
@@ -74,7 +78,8 @@ def child(run: dict, rank: int, port: int, log: Path) -> None:
             world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": run["processes"], "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
             os.environ["LOCAL_WORLD_SIZE"] = str(run["processes"])
-        moments = Moments(Path(run["output"]), run["kill"] if rank == 0 else None)
+        ended, batch = run["terminate"]
+        moments = Moments(Path(run["output"]), run["kill"] if rank == 0 else None, batch if rank == ended else None)
         moments.watch()
         from scripts import train
 
@@ -104,7 +109,7 @@ def train_in_children(run: dict) -> dict:
     while len(codes) < len(children):
         process, status = os.wait()
         codes[process] = os.waitstatus_to_exitcode(status)
-        if codes[process]:
+        if codes[process] < 0:
             for other in set(children) - set(codes):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
@@ -139,12 +144,19 @@ class WarmTraining:
         self.process.wait()
         self.process.stdout.close()
 
-    def run(self, arguments: list[str], output: Path, kill: int | None = None, processes: int = 1) -> dict:
+    def run(
+        self,
+        arguments: list[str],
+        output: Path,
+        kill: int | None = None,
+        processes: int = 1,
+        terminate: tuple[int, int] | tuple[None, None] = (None, None),
+    ) -> dict:
         """Exit codes, number of moments if the run got to its end, and what it said."""
         self.runs += 1
         log = self.logs / f"run{self.runs}.log"
         order = {"arguments": [*arguments, f"output={output}"], "output": str(output), "kill": kill}
-        line = json.dumps({**order, "processes": processes, "log": str(log)})
+        line = json.dumps({**order, "processes": processes, "terminate": terminate, "log": str(log)})
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         return {**json.loads(self.process.stdout.readline()), "said": log.read_text()}
