@@ -20,6 +20,7 @@ from data_pipelines.sources.reader import SourceOptions
 from data_pipelines.staging import Staging
 from data_pipelines.tally import Tally, count
 from data_pipelines.writing import BrokenRecord, ShardWriter, rejection_line, sha256_of, shard_name
+from osprey_tp.files import write_text
 
 CHUNKS = 64
 SMALLEST_CHUNK, LARGEST_CHUNK = 256, 16_384
@@ -140,7 +141,4 @@ class ChunkReader:
         return self.work / f"chunk-{number:05d}.json"
 
     def _note(self, result: ChunkResult) -> None:
-        path = self._note_path(result.number)
-        aside = path.with_suffix(".partial")
-        aside.write_text(json.dumps(vars(result)), encoding="utf-8")
-        aside.replace(path)
+        write_text(self._note_path(result.number), json.dumps(vars(result)))

@@ -17,6 +17,7 @@ from data_pipelines.mixtures import EpochOrder, FolderLike, Mixture, MixtureFold
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
 from data_pipelines.records import RecordFolder, RegionRecord
 from osprey_tp.images import load_image
+from osprey_tp.training.samples import UnusableSample
 
 if TYPE_CHECKING:
     from osprey_tp.processing import OspreyTPProcessor
@@ -81,19 +82,29 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         """The sample `{"id": str, "conversation": messages}`, its picture, if it has one, opened (PIL, RGB).
 
         Raises:
-            ValueError: naming the record, if its picture cannot be opened or has another size than the record says.
+            UnusableSample: if the picture cannot be opened or has another size than the record says, or the record
+                makes no conversation.
+            ValueError: if the record cannot be read.
         """
         number, record, seen = self._find(index)
         entry = self.mixture.folders[number]
-        conversation = conversation_of(
-            record,
-            _opened_picture(self.folders[number], record) if record.has_image else None,
-            prompt_style=entry.prompt_style or self.prompt_style,
-            epoch=seen,
-            max_regions=_lower(entry.max_regions, self.max_regions),
-            paraphrase=self.paraphrase,
-        )
+        picture = _opened_picture(self.folders[number], record) if record.has_image else None
+        try:
+            conversation = conversation_of(
+                record,
+                picture,
+                prompt_style=entry.prompt_style or self.prompt_style,
+                epoch=seen,
+                max_regions=_lower(entry.max_regions, self.max_regions),
+                paraphrase=self.paraphrase,
+            )
+        except ValueError as error:
+            raise UnusableSample(record.id, str(error)) from error
         return {"id": record.id, "conversation": conversation}
+
+    def manifests(self) -> dict[str, Any]:
+        """The manifest of every folder by its path."""
+        return {str(folder.path): folder.manifest for folder in self.folders}
 
     def group_by_length(
         self, processor: OspreyTPProcessor, batch: int, spare: Path, epochs: int = 1, processes: int = 1
@@ -153,10 +164,12 @@ def _opened_picture(folder: RecordFolder, record: RegionRecord) -> Image.Image:
     try:
         image = load_image(folder.image_path(record))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{error} (record {record.id})") from error
+        raise UnusableSample(record.id, str(error), missing_image=True) from error
     if image.size != (record.width, record.height):
-        raise ValueError(
-            f"the picture {record.image} has {image.height} x {image.width} pixels (height x width), the record "
-            f"{record.height} x {record.width} (record {record.id}); prepare the folder again with these pictures"
+        raise UnusableSample(
+            record.id,
+            f"picture {record.image} has {image.height} x {image.width} pixels (height x width), the record says "
+            f"{record.height} x {record.width}; prepare the folder again with these pictures",
+            missing_image=True,
         )
     return image

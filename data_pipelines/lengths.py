@@ -22,9 +22,6 @@ from osprey_tp.tiling import TilePlan
 if TYPE_CHECKING:
     from osprey_tp.processing import OspreyTPProcessor
 
-_NO_LIMIT = 1 << 30
-"""Tokenizers without a longest text state an astronomic one."""
-
 
 @dataclass(frozen=True)
 class TokenCounts:
@@ -170,6 +167,4 @@ def longest_sample(model: Path) -> int:
         raise FileNotFoundError(f"{model} holds no config.json; name a folder that training wrote")
     from osprey_tp.configuration import OspreyTPConfig
 
-    positions: int = OspreyTPConfig.from_pretrained(model).text_config.max_position_embeddings
-    stated = load_processor(model).tokenizer.model_max_length
-    return min(positions, stated) if stated < _NO_LIMIT else positions
+    return load_processor(model).longest_sample(OspreyTPConfig.from_pretrained(model))

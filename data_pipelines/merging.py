@@ -10,7 +10,8 @@ from typing import Any
 
 from data_pipelines.records import REJECTIONS_NAME, read_manifest
 from data_pipelines.tally import Tally, merge
-from data_pipelines.writing import aside_of, refuse_taken, relative_root, sha256_of, take_name, write_manifest
+from data_pipelines.writing import refuse_taken, relative_root, sha256_of, write_manifest
+from osprey_tp.files import folder_aside
 
 _EQUAL = ("source", "purpose", "inputs")
 
@@ -36,10 +37,7 @@ def merge_shards(folders: Sequence[str | Path], out: str | Path, *, overwrite: b
     }
     if not joined["shards"]:
         raise ValueError(f"no part of source {joined['source']} holds a record")
-    aside = aside_of(out)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with folder_aside(out, replace=overwrite) as aside:
         for folder, manifest in parts:
             for shard in manifest["shards"]:
                 _copy(folder / shard["name"], aside / shard["name"], shard["sha256"])
@@ -47,9 +45,7 @@ def merge_shards(folders: Sequence[str | Path], out: str | Path, *, overwrite: b
             for folder, _ in parts:
                 lines.write((folder / REJECTIONS_NAME).read_bytes())
         write_manifest(aside, joined)
-        take_name(aside, out, overwrite)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        refuse_taken(out, overwrite)
     return joined
 
 

@@ -31,7 +31,6 @@ from data_pipelines.staging import Staging, StagingWriter
 from data_pipelines.tally import Tally, count, lines_of, merge
 from data_pipelines.workers import ProcessEnded, map_in_order
 from data_pipelines.writing import (
-    aside_of,
     new_manifest,
     nothing_usable,
     refuse_taken,
@@ -40,6 +39,7 @@ from data_pipelines.writing import (
     take_name,
     write_manifest,
 )
+from osprey_tp.files import aside_of
 
 
 @dataclass(frozen=True)

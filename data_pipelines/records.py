@@ -281,9 +281,21 @@ class RecordFolder:
         return len(self._table)
 
     def __getitem__(self, index: int) -> RegionRecord:
+        """The record at this place.
+
+        Raises:
+            IndexError: if there are fewer.
+            ValueError: if the shard is damaged there.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of a folder of {len(self)} records")
-        return record_from_row(self._table[index % len(self)])
+        try:
+            return record_from_row(self._table[index % len(self)])
+        except Exception as error:
+            raise ValueError(
+                f"{self.path}: record {index % len(self)} cannot be read ({_first_line(error)}); a shard is damaged: "
+                "copy the folder again, or prepare it again"
+            ) from error
 
     def __iter__(self) -> Iterator[RegionRecord]:
         return map(record_from_row, iter(self._table))
@@ -292,6 +304,13 @@ class RecordFolder:
     def purpose(self) -> Purpose:
         """What the folder is for."""
         return "evaluation" if self.manifest.get("purpose") == "evaluation" else "training"
+
+    def images(self) -> list[str]:
+        """The pictures that records name, relative to `image_root`, each once."""
+        import pyarrow.compute
+
+        names = pyarrow.compute.unique(self._table.data.column("image")).to_pylist()
+        return [name for name in names if name]
 
     def image_path(self, record: RegionRecord) -> Path:
         """Where the record's picture is.

@@ -19,6 +19,7 @@ from data_pipelines.lengths import FIRST_WORDING, Wording
 from data_pipelines.records import RecordFolder, RegionRecord
 from data_pipelines.rendering import Message, Prompt, messages_of, prompt_of
 from osprey_tp.drawing import REGION_COLOURS, draw_regions
+from osprey_tp.files import write_text
 from osprey_tp.images import load_image
 from osprey_tp.masks import to_mask
 
@@ -114,10 +115,7 @@ def write_page(
         colours=[f"rgb{colour}" for colour in REGION_COLOURS],
         limit=longest if processor is not None else 0,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(out)
+    write_text(out, text)
     return len(samples)
 
 

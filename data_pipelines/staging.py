@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from data_pipelines.records import Rejection
+from osprey_tp.files import file_aside
 
 _SCHEMA = """
 CREATE TABLE units (place INTEGER PRIMARY KEY, key UNIQUE NOT NULL, body TEXT NOT NULL);
@@ -49,12 +50,12 @@ class StagingWriter:
     """Writes a staging file; use it as a context manager. The file appears when everything is in it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._aside = path.with_name(path.name + ".partial")
+        self._file = file_aside(path)
 
     def __enter__(self) -> StagingWriter:
-        self._aside.unlink(missing_ok=True)
-        self._connection = sqlite3.connect(self._aside, isolation_level=None)
+        aside = self._file.__enter__()
+        aside.unlink(missing_ok=True)
+        self._connection = sqlite3.connect(aside, isolation_level=None)
         self._connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _SCHEMA)
         self._connection.execute("BEGIN")
         return self
@@ -68,8 +69,7 @@ class StagingWriter:
                 self._connection.execute("CREATE INDEX annotations_of_unit ON annotations (unit, place)")
         finally:
             self._connection.close()
-        if kind is None:
-            self._aside.replace(self._path)
+        self._file.__exit__(kind, error, trace)
 
     def add_unit(self, key: Key, body: Any) -> bool:
         """Stage a unit; False, and nothing is staged, if there is one of that key already."""

@@ -7,8 +7,9 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -26,6 +27,7 @@ from data_pipelines.records import (
     record_to_row,
 )
 from data_pipelines.tally import Tally, count
+from osprey_tp.files import folder_aside, name_folder
 
 if TYPE_CHECKING:
     from datasets.arrow_writer import ArrowWriter
@@ -125,15 +127,15 @@ class RecordWriter:
         self.counts = {"records": 0, "regions": 0, "turns": 0}
         self.counts_in: dict[str, int] = {}
         self.rejections: Tally = {}
-        self._aside = aside_of(self.out)
+        self._folder: AbstractContextManager[Path] = folder_aside(self.out, replace=overwrite)
+        self._aside = self.out
         self._shards: list[dict[str, Any]] = []
         self._shard: ShardWriter | None = None
         self._rejections_file: TextIO | None = None
 
     def __enter__(self) -> RecordWriter:
         refuse_taken(self.out, self.overwrite)
-        shutil.rmtree(self._aside, ignore_errors=True)
-        self._aside.mkdir(parents=True)
+        self._aside = self._folder.__enter__()
         self._rejections_file = (self._aside / REJECTIONS_NAME).open("w", encoding="utf-8")
         return self
 
@@ -145,9 +147,11 @@ class RecordWriter:
             if self._rejections_file is not None:
                 self._rejections_file.close()
             if kind is None:
-                self._publish()
-        finally:
-            shutil.rmtree(self._aside, ignore_errors=True)
+                self._complete()
+        except BaseException:
+            self._folder.__exit__(*sys.exc_info())
+            raise
+        self._folder.__exit__(kind, error, trace)
 
     def add(self, record: RegionRecord) -> None:
         """Write one record.
@@ -179,7 +183,7 @@ class RecordWriter:
         if shard is not None:
             self._shards.append(shard)
 
-    def _publish(self) -> None:
+    def _complete(self) -> None:
         if not self._shards:
             raise nothing_usable(self.source, self.rejections)
         manifest = new_manifest(
@@ -193,17 +197,12 @@ class RecordWriter:
             shards=self._shards,
         )
         write_manifest(self._aside, manifest)
-        take_name(self._aside, self.out, self.overwrite)
+        refuse_taken(self.out, self.overwrite)
 
 
 def shard_name(number: int) -> str:
     """The file name of a shard, counted from 0."""
     return f"records-{number:05d}.arrow"
-
-
-def aside_of(out: Path) -> Path:
-    """Where what will be `out` is written."""
-    return out.with_name(f".{out.name}.partial")
 
 
 def rejection_line(rejection: Rejection) -> str:
@@ -260,18 +259,7 @@ def take_name(aside: Path, out: Path, overwrite: bool) -> None:
         ValueError: if the name is taken.
     """
     refuse_taken(out, overwrite)
-    if not out.exists():
-        aside.rename(out)
-        return
-    replaced = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    out.rename(replaced)
-    try:
-        aside.rename(out)
-    except OSError:
-        replaced.rename(out)
-        raise
-    shutil.rmtree(replaced)
+    name_folder(aside, out, replace=overwrite)
 
 
 def refuse_taken(out: Path, overwrite: bool) -> None:

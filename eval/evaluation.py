@@ -27,6 +27,7 @@ from eval.predictions import Prediction, read_predictions
 from eval.questions import Records, RegionQuestion, collect_questions
 from eval.runner import CONTROL_FILE, GREEDY, PREDICTIONS_FILE, Asking, Describer, ask_all
 from eval.tasks import TASKS, Task
+from osprey_tp.files import write_text
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
@@ -112,12 +113,12 @@ def evaluate(
     metrics = _describe(settings, task, question, answers, scoring) | origin
     if settings.predictions is None and settings.shuffle_seed is not None:
         metrics["control"] = _score_control(settings, task, questions)
-    _write_text(settings.out / METRICS_FILE, json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(settings.out / METRICS_FILE, json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     from eval.evaluation_report import evaluation_page
 
     page = evaluation_page(metrics, task, asked, predictions, scoring)
-    _write_text(settings.out / REPORT_FILE, page)
+    write_text(settings.out / REPORT_FILE, page)
     return metrics
 
 
@@ -187,7 +188,7 @@ def _continue_run(path: Path, run: dict[str, Any]) -> None:
             f"{path.parent} holds answers of another run (different: {', '.join(differing)}); "
             "give another --out, or remove that folder"
         )
-    _write_text(path, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read(
@@ -275,11 +276,3 @@ def _describe(settings: Settings, task: Task, question: str, answers: Answers, s
         "data": {"folder": settings.data.name, "checksum": folder_checksum(settings.data)},
         "versions": package_versions(),
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write aside, then rename, so that no half-written file is left behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

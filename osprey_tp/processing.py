@@ -33,6 +33,9 @@ from osprey_tp.tiling import TilePlan, count_visual_tokens
 IGNORED_LABEL = -100
 """Label of every token that is not part of an answer."""
 
+_NO_LIMIT = 1 << 30
+"""Tokenizers without a longest text state an astronomic one."""
+
 Conversation = Sequence[dict[str, Any]]
 """Messages `{"role", "content"}`; content is a string, or a list of `{"type": "text", "text"}` and
 `{"type": "image", "image", "regions"}` items. `<mask>` in the texts stands for the regions, picture by picture."""
@@ -157,6 +160,12 @@ class OspreyTPProcessor(ProcessorMixin):
                     "(processor.save_pretrained into the model's folder)"
                 )
 
+    def longest_sample(self, config: OspreyTPConfig) -> int:
+        """Most tokens that a model takes: positions of its language model, or less if the tokenizer says so."""
+        positions: int = config.text_config.max_position_embeddings
+        stated = self.tokenizer.model_max_length
+        return min(positions, stated) if stated < _NO_LIMIT else positions
+
     def __call__(
         self,
         images: Sequence[Any] | Any | None = None,
@@ -246,7 +255,7 @@ class OspreyTPProcessor(ProcessorMixin):
             As `__call__`, padded on the left for generation and on the right otherwise.
 
         Raises:
-            ValueError: if counts differ, or an answer cannot be labelled.
+            ValueError: if counts differ, or an answer cannot be labelled, or not exactly.
         """
         texts, pictures, regions = [], [], []
         for conversation in conversations:
@@ -278,11 +287,23 @@ class OspreyTPProcessor(ProcessorMixin):
         return batch
 
     def _adjust_assistant_masks_indices(
-        self, processed_dict: dict[str, Any], generation_indices: list[list[int]]
+        self, processed_dict: dict[str, Any], generation_indices: list[Any]
     ) -> dict[str, Any]:
-        """As transformers does it, which reads offsets one by one; in lists that takes a hundredth of the time."""
-        processed_dict["offset_mapping"] = torch.as_tensor(processed_dict["offset_mapping"]).tolist()
-        return super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
+        """As transformers does it, which reads offsets one by one; in lists that takes a hundredth of the time.
+
+        Raises:
+            ValueError: if a token holds part of an answer and part of what stands beside it.
+        """
+        offsets = processed_dict["offset_mapping"] = torch.as_tensor(processed_dict["offset_mapping"]).tolist()
+        adjusted = super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
+        for index, spans in enumerate(generation_indices):
+            taught = _characters_of(offsets[index], adjusted["assistant_masks"][index])
+            if taught > sum(span[1] - span[0] for span in spans):
+                raise ValueError(
+                    f"an answer of conversation {index} cannot be labelled exactly: a token reaches beyond it; "
+                    "separate answers from the prompt in the chat template by a space or a special token"
+                )
+        return adjusted
 
     def decode_answers(self, generated: torch.Tensor, prompt_length: int) -> list[str]:
         """Texts of what `generate` returned (B, prompt + answer), without the prompt and special tokens."""
@@ -298,6 +319,16 @@ class OspreyTPProcessor(ProcessorMixin):
     def tokens_per_region(self) -> int:
         """Tokens of the prompt that stand for a region; `prepare` writes `<mask>` so often."""
         return self.image_processor.tokens_per_region
+
+
+def _characters_of(offsets: Sequence[Sequence[int]], taught: Sequence[int]) -> int:
+    """Characters that the taught tokens stand for; several tokens may stand for one."""
+    total = reached = 0
+    for (start, end), is_taught in zip(offsets, taught, strict=True):
+        if is_taught:
+            total += max(0, end - max(start, reached))
+            reached = max(reached, end)
+    return total
 
 
 def _separate(conversation: Conversation) -> tuple[list[dict[str, str]], list[Any], list[list[Any]]]:

@@ -12,7 +12,6 @@ within a few dozen steps because the one before it is; without the first two the
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -276,15 +275,14 @@ def save(
     out: Path,
 ) -> None:
     """Write model, processor and log aside, then rename."""
-    from osprey_tp.training.outputs import LOG_FILE, write_json
+    from osprey_tp.files import folder_aside, write_json
+    from osprey_tp.training.outputs import LOG_FILE
 
-    aside = out.with_name(f"{out.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    processor.save_pretrained(aside)
-    write_json(aside / LOG_FILE, log)
-    write_json(aside / "warm_up.json", asdict(warm_up))
-    aside.rename(out)
+    with folder_aside(out) as aside:
+        model.save_pretrained(aside)
+        processor.save_pretrained(aside)
+        write_json(aside / LOG_FILE, log)
+        write_json(aside / "warm_up.json", asdict(warm_up))
 
 
 def _texts(folders: Sequence[RecordFolder]) -> Iterator[str]:

@@ -13,8 +13,6 @@ training_log.json.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -265,18 +263,12 @@ def accuracies(tower: TinyTowerModel, heads: RegionHeads, scenes: DataLoader[Sam
 
 def save(tower: TinyTowerModel, processor: OspreyTPImageProcessor, log: dict[str, Any], out: Path) -> None:
     """Write the folder aside, then rename it."""
-    aside = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    from osprey_tp.files import folder_aside, write_json
+
+    with folder_aside(out) as aside:
         tower.save_pretrained(aside)
         processor.save_pretrained(aside)
-        (aside / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+        write_json(aside / "training_log.json", log)
 
 
 if __name__ == "__main__":

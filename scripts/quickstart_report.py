@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osprey_tp.files import write_text
+
 if TYPE_CHECKING:
     from data_pipelines.records import RecordFolder, RegionRecord
     from eval.predictions import Prediction
@@ -366,9 +368,7 @@ def write_report(folder: Path) -> None:
         ("report.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n"),
         ("report.html", page_of(run, summary, captions)),
     ):
-        aside = folder / f"{name}.partial"
-        aside.write_text(text, "utf-8")
-        aside.rename(folder / name)
+        write_text(folder / name, text)
 
 
 def main(arguments: list[str] | None = None) -> int:

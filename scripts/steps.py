@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from osprey_tp.files import write_text
+
 # Of tqdm: "training: 4%| | 12/340 [00:05<". The bar with the most units is the one that spans the whole step; those for
 # the loading and saving of weights are left aside.
 PROGRESS_BAR = re.compile(rb"(?:^|[\r\n])(?!Loading weights|Writing model)[^\r\n]*?(\d+)/(\d+) \[")
@@ -156,9 +158,7 @@ def _remove(path: Path) -> None:
 
 
 def _write(path: Path, content: dict[str, object]) -> None:
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    aside.rename(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _run(step: Step, log: Path, progress: Progress, lock: int) -> float:

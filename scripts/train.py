@@ -5,8 +5,10 @@
     deepspeed --module scripts.train --config scripts/configs/vicuna_7b/stage3.yaml deepspeed=zero2.json
 
 Every setting of the file can be given anew as key=value; `osprey_tp/training/arguments.py` describes them. The output
-folder appears when the run is complete: model, processor, run_settings.yaml, training_data.json, training_log.json,
-trained_parts.json. An interrupted run goes on from its newest checkpoint when the same command is given again.
+folder appears when the run is complete: model, processor, run_settings.yaml, run_configuration.json,
+training_data.json, data_manifests.json, training_log.json, skipped.jsonl, trained_parts.json. A run that was
+interrupted or killed goes on from its newest sound checkpoint when the same command is given again; Ctrl-C and SIGTERM
+write one first.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,44 +39,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        train(options.config, options.settings)
+        return train(options.config, options.settings)
     except (ValueError, OSError) as error:
+        _end_progress_bars()
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
-    return 0
 
 
-def train(config: Path | None, overrides: Sequence[str]) -> None:
-    """Train the stage that the settings describe."""
+def train(config: Path | None, overrides: Sequence[str]) -> int:
+    """Train the stage that the settings describe, in the folder that they name, alone in it; return the exit code."""
     from osprey_tp.training.arguments import load_settings
-    from osprey_tp.training.liger import require_liger
     from osprey_tp.training.outputs import RunFolder
+
+    settings = load_settings(config, overrides)
+    folder = RunFolder.of(settings)
+    with folder.held() if _is_first_process() else nullcontext(True) as locked:
+        if not locked:
+            _say(f"{folder.work} is on a file system without locks; see to it that no other run uses it")
+        if folder.is_finished(settings):
+            if _is_first_process():
+                folder.remove_work()
+            _say(f"{folder.output} is finished; nothing to do")
+            return 0
+        return train_in(folder, settings)
+
+
+def train_in(folder: RunFolder, settings: RunSettings) -> int:
+    """Train what is not finished yet; return the exit code."""
+    from osprey_tp.training.interruption import EndedBySignal
+    from osprey_tp.training.liger import require_liger
     from osprey_tp.training.stages import apply_stage
     from osprey_tp.training.start import load_start
     from osprey_tp.training.trainer import StageTrainer, for_stage
     from osprey_tp.training.trainer_arguments import cast_frozen, require_attention, training_arguments
 
-    settings = load_settings(config, overrides)
     stage = settings.resolved_stage
-    folder = RunFolder.of(settings)
-    if folder.is_finished(settings):
-        _say(f"{folder.output} is finished; nothing to do")
-        return
     arguments = training_arguments(settings, folder.work)  # before the model: ZeRO-3 divides it while it is loaded
     require_attention(settings)
     require_liger(settings)
     model, processor = load_start(settings)
     dataset = load_data(settings)
+    check(dataset, settings)
     table = apply_stage(model, stage)
     cast_frozen(model, settings)
-    show(stage, table, processor, dataset)
+    show(stage, table, processor, dataset, settings)
     if _is_first_process():
         folder.begin(settings, dataset.description())
     if settings.group_by_length:
         group_by_length(dataset, for_stage(processor, stage), settings, arguments, folder)
     trainer = StageTrainer(model, stage, settings, processor, dataset, arguments)
-    trainer.train(resume_from_checkpoint=_checkpoint(folder))
-    save(trainer, settings, table, folder)
+    try:
+        trainer.train(_checkpoint(folder))
+    except EndedBySignal as end:
+        _end_progress_bars()
+        _say(f"{end}; give the same command again to go on from {folder.work}/checkpoint-{end.step}")
+        return end.exit_code
+    save(trainer, settings, table, dataset, folder)
+    return 0
 
 
 def load_data(settings: RunSettings) -> ConversationDataset:
@@ -92,6 +114,15 @@ def load_data(settings: RunSettings) -> ConversationDataset:
     )
 
 
+def check(dataset: ConversationDataset, settings: RunSettings) -> None:
+    """Fail where shards or pictures are not as they were when they were prepared; the first process looks."""
+    from data_pipelines.preflight import check_data
+
+    if _is_first_process():
+        for warning in check_data(dataset, stop_at_missing_images=settings.on_missing_image == "stop"):
+            _say(warning)
+
+
 def group_by_length(
     dataset: ConversationDataset,
     processor: OspreyTPProcessor,
@@ -107,8 +138,15 @@ def group_by_length(
         dataset.group_by_length(processor, batch, folder.work, epochs, settings.workers)
 
 
-def show(stage: Stage, table: list[PartSummary], processor: OspreyTPProcessor, dataset: ConversationDataset) -> None:
+def show(
+    stage: Stage,
+    table: list[PartSummary],
+    processor: OspreyTPProcessor,
+    dataset: ConversationDataset,
+    settings: RunSettings,
+) -> None:
     """Print what trains, and one sample as the model sees it and what it is taught; fails where nothing is taught."""
+    from data_pipelines.preflight import first_telling_sample
     from osprey_tp.training.collator import ConversationCollator
     from osprey_tp.training.self_check import describe_first_sample
     from osprey_tp.training.stages import format_table
@@ -117,17 +155,43 @@ def show(stage: Stage, table: list[PartSummary], processor: OspreyTPProcessor, d
     processor = for_stage(processor, stage)
     _say(f"stage {stage.number}, {stage.title}: {len(dataset)} samples")
     _say(format_table(table))
-    _say(describe_first_sample(processor, ConversationCollator(processor)([dataset[0]])))
+    sample = first_telling_sample(
+        dataset, with_regions=stage.number > 1, skip_missing_images=settings.on_missing_image == "skip"
+    )
+    _say(f"sample:  record {sample['id']}")
+    _say(describe_first_sample(processor, ConversationCollator(processor)([sample])))
 
 
-def save(trainer: StageTrainer, settings: RunSettings, table: list[PartSummary], folder: RunFolder) -> None:
-    """Write model, processor, settings, loss log and table aside, then rename."""
-    from osprey_tp.training.outputs import DATA_FILE, LOG_FILE, TABLE_FILE, write_json, write_settings
+def save(
+    trainer: StageTrainer,
+    settings: RunSettings,
+    table: list[PartSummary],
+    dataset: ConversationDataset,
+    folder: RunFolder,
+) -> None:
+    """Write the model and all that tells how it was made aside, then rename."""
+    from osprey_tp.files import write_json
+    from osprey_tp.training import ranks
+    from osprey_tp.training.outputs import (
+        CONFIGURATION_FILE,
+        DATA_FILE,
+        LOG_FILE,
+        MANIFESTS_FILE,
+        TABLE_FILE,
+        run_configuration,
+        write_settings,
+    )
 
+    if trainer.is_world_process_zero():
+        shutil.rmtree(folder.result, ignore_errors=True)
+    ranks.wait()
     trainer.save_model(str(folder.result))
     if trainer.is_world_process_zero():
         write_settings(folder.result, settings)
         shutil.copyfile(folder.work / DATA_FILE, folder.result / DATA_FILE)
+        write_json(folder.result / MANIFESTS_FILE, dataset.manifests())
+        write_json(folder.result / CONFIGURATION_FILE, run_configuration(settings, trainer.args))
+        trainer.write_skips(folder.result)
         write_json(folder.result / LOG_FILE, trainer.loss_log)
         write_json(folder.result / TABLE_FILE, [asdict(row) for row in table])
         folder.publish()
@@ -135,10 +199,25 @@ def save(trainer: StageTrainer, settings: RunSettings, table: list[PartSummary],
 
 
 def _checkpoint(folder: RunFolder) -> str | None:
-    checkpoint = folder.newest_checkpoint()
-    if checkpoint is not None:
-        _say(f"going on from {checkpoint}")
-    return None if checkpoint is None else str(checkpoint)
+    from osprey_tp.training import ranks
+    from osprey_tp.training.checkpoints import checkpoint_to_resume
+
+    checkpoint, broken = checkpoint_to_resume(folder.work, ranks.rank(), ranks.gather)
+    for item in broken:
+        _say(f"{item.folder} is broken: {item.reason}; it is now {item.folder.name}.broken")
+    if checkpoint is None:
+        return None
+    _say(f"going on from {checkpoint}")
+    return str(checkpoint)
+
+
+def _end_progress_bars() -> None:
+    """Let what is said next begin a line."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
 
 
 def _is_first_process() -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from data_pipelines.commands.shared import Commands, add_model, add_reading, say, wording_of
 from data_pipelines.sources import SOURCES
+from osprey_tp.files import write_text
 
 if TYPE_CHECKING:
     from data_pipelines.tally import Tally
@@ -114,9 +115,6 @@ def _report(options: argparse.Namespace, report: ValidationReport, left_out: Tal
     for line in as_lines(report, str(options.path), left_out):
         say(line)
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        aside = options.json.with_name(f".{options.json.name}.partial")
         text = json.dumps(as_json(report, str(options.path), left_out), indent=2, ensure_ascii=False)
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(options.json)
+        write_text(options.json, text + "\n")
     return 1 if report.problems else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 from data_pipelines.synthetic.expressions import captions, referring_expression
 from data_pipelines.synthetic.scenes import DEFAULT_SIZE, Scene, SceneObject, draw_scene
 from data_pipelines.synthetic.vocabulary import HELD_OUT_TRIPLES, TRIPLES, category_id, region_name
+from osprey_tp.files import folder_aside
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 JPEG_QUALITY = 95
@@ -91,10 +91,8 @@ def write_scenes(
     for split, count in splits.items():
         if split not in SPLITS or count < 0:
             raise ValueError(f"cannot write {count} scenes of split {split!r}: splits are {', '.join(SPLITS)}")
-    aside = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "annotations").mkdir(parents=True)
-    try:
+    with folder_aside(out) as aside:
+        (aside / "annotations").mkdir()
         summary = {}
         files = _AnnotationFiles(seed, size)
         for split, count in splits.items():
@@ -111,12 +109,6 @@ def write_scenes(
                 "annotations": len(contents["instances"]["annotations"]),
                 "expressions": len(contents["refs"]["images"]),
             }
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return summary
 
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from osprey_tp.files import LOCK_FILE, held, name_folder, write_json, write_text
 from osprey_tp.training.arguments import RunSettings
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 SETTINGS_FILE = "run_settings.yaml"
 DATA_FILE = "training_data.json"
 LOG_FILE = "training_log.json"
 TABLE_FILE = "trained_parts.json"
+MANIFESTS_FILE = "data_manifests.json"
+CONFIGURATION_FILE = "run_configuration.json"
 
-_NO_MATTER_FOR_THE_RESULT = ("resume", "workers", "save_every", "keep_checkpoints", "report_to", "output", "device")
+_NO_MATTER_FOR_THE_RESULT = (
+    *("resume", "workers", "save_every", "keep_checkpoints", "report_to", "output", "device"),
+    *("on_missing_image", "max_skipped", "spike_factor"),
+)
+_PACKAGES = ("osprey_tp", "torch", "transformers", "accelerate", "deepspeed", "peft", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -65,21 +78,28 @@ class RunFolder:
             ValueError: if the interrupted run saw other data.
         """
         if settings.resume == "never" or not (self.work / SETTINGS_FILE).is_file():
-            shutil.rmtree(self.work, ignore_errors=True)
+            self._empty_work()
         saved = self.work / DATA_FILE
-        if saved.is_file() and json.loads(saved.read_text(encoding="utf-8")) != data:
+        if saved.is_file() and _read_json(saved) != data:
             raise ValueError(
                 f"{self.work} holds a run with other data: {saved} differs from what {', '.join(settings.data)} holds "
                 "now; remove it, name another output, or set resume=never"
             )
-        self.work.mkdir(parents=True, exist_ok=True)
         write_json(saved, data)
         write_settings(self.work, settings)
 
-    def newest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint in the work folder."""
-        complete = [path.parent for path in self.work.glob("checkpoint-*/trainer_state.json")]
-        return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    @contextmanager
+    def held(self) -> Iterator[bool]:
+        """Keep other runs out of the work folder; yields False where the file system knows no locks.
+
+        Raises:
+            ValueError: if another run is in it.
+        """
+        try:
+            with held(self.work) as locked:
+                yield locked
+        except BlockingIOError:
+            raise ValueError(f"another run works in {self.work}: wait for it, or name another output") from None
 
     @property
     def result(self) -> Path:
@@ -87,20 +107,71 @@ class RunFolder:
         return self.work / "result"
 
     def publish(self) -> None:
-        """Rename the complete result to the output folder and remove the work folder."""
-        self.result.rename(self.output)
-        shutil.rmtree(self.work)
+        """Give the complete result its name and remove the work folder.
+
+        Whenever the process ends in this, either the output is not there and the run goes on from its last checkpoint,
+        or it is there, complete, and the next start removes what is left of the work folder.
+
+        Raises:
+            ValueError: if the weights are not in the result.
+        """
+        if not any(self.result.glob("*.safetensors")):
+            raise ValueError(
+                f"{self.result} holds no weights; under ZeRO-3 the DeepSpeed file must set "
+                "zero_optimization.stage3_gather_16bit_weights_on_model_save: true"
+            )
+        name_folder(self.result, self.output)
+        self.remove_work()
+
+    def remove_work(self) -> None:
+        """Remove the work folder of a run that is finished."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _empty_work(self) -> None:
+        """Remove everything but the lock, first that which tells that there is a run to go on with."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        (self.work / SETTINGS_FILE).unlink(missing_ok=True)
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
 
 
 def write_settings(folder: Path, settings: RunSettings) -> None:
     """Write the settings of a run into `folder`."""
     text = yaml.safe_dump(settings.as_dict(), sort_keys=False)
-    (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
+    write_text(folder / SETTINGS_FILE, text)
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write `value` as indented JSON."""
-    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+def run_configuration(settings: RunSettings, arguments: TrainingArguments) -> dict[str, Any]:
+    """What a run computed with, in values that JSON can hold: settings, arguments, DeepSpeed's file, versions."""
+    deepspeed = None if settings.deepspeed is None else _read_json(Path(settings.deepspeed))
+    return {
+        "settings": settings.as_dict(),
+        "stage": {"number": settings.stage, "learning_rates": dict(settings.resolved_stage.learning_rates)},
+        "processes": arguments.world_size,
+        "training_arguments": json.loads(arguments.to_json_string()),
+        "deepspeed": deepspeed,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
 
 
 def _require_same(folder: Path, settings: RunSettings) -> None:

@@ -13,10 +13,11 @@ from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, chat_template
 from osprey_tp.training.adapter_trainer import AdapterTrainer
 from osprey_tp.training.arguments import RunSettings
-from osprey_tp.training.collator import ConversationCollator
 from osprey_tp.training.liger import apply_liger
 from osprey_tp.training.resumable import ResumableTrainer
 from osprey_tp.training.sampler import EpochSampler
+from osprey_tp.training.samples import TolerantDataset
+from osprey_tp.training.skipping import SkippingCollator
 from osprey_tp.training.stages import Stage, keep_frozen_tower_in_evaluation_mode, trained_parameters_of
 from osprey_tp.training.watching import WatchedTrainer
 
@@ -66,10 +67,11 @@ class StageTrainer(ResumableTrainer, WatchedTrainer, AdapterTrainer):
         super().__init__(
             model=model,
             args=arguments,
-            data_collator=ConversationCollator(for_stage(processor, stage)),
-            train_dataset=dataset,
+            data_collator=SkippingCollator(for_stage(processor, stage), processor.longest_sample(model.config)),
+            train_dataset=TolerantDataset(dataset, skip_missing_images=settings.on_missing_image == "skip"),
             processing_class=processor,
         )
+        self.max_skipped = settings.max_skipped
         # accelerate deals batches to processes in turn, so one sampler over global batches gives all of them its order.
         self.sampler = EpochSampler(len(dataset), self.get_total_train_batch_size(self.args))  # type: ignore[arg-type]
         self.add_callback(SamplerFollowsEpoch(self.sampler))
