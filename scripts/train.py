@@ -6,7 +6,7 @@
 
 Every setting of the file can be given anew as key=value; `osprey_tp/training/arguments.py` describes them. The output
 folder appears when the run is complete: model, processor, run_settings.yaml, training_data.json, training_log.json,
-trained_parts.json. An interrupted run goes on from its newest checkpoint when the same command is given again.
+trained_parts.json, and what was to be watched meanwhile: tensorboard/, held_out.html, held_out.json. An interrupted run goes on from its newest checkpoint when the same command is given again.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data_pipelines.dataset import ConversationDataset
+    from data_pipelines.records import Purpose
     from osprey_tp.processing import OspreyTPProcessor
     from osprey_tp.training.arguments import RunSettings
+    from osprey_tp.training.held_out import HeldOut
     from osprey_tp.training.outputs import RunFolder
     from osprey_tp.training.stages import PartSummary, Stage
     from osprey_tp.training.trainer import StageTrainer
+
+HELD_OUT_SEED = 0
+"""Of the held-out samples' choice and order, whatever the run's seed, so that runs can be compared."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train(options.config, options.settings)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        if _is_first_process() or not isinstance(error, _raised_together()):
+            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
     return 0
 
@@ -46,10 +52,12 @@ def train(config: Path | None, overrides: Sequence[str]) -> None:
     from osprey_tp.training.outputs import RunFolder
     from osprey_tp.training.stages import apply_stage
     from osprey_tp.training.start import load_start
+    from osprey_tp.training.trackers import require_trackers
     from osprey_tp.training.trainer import StageTrainer
     from osprey_tp.training.trainer_arguments import training_arguments
 
     settings = load_settings(config, overrides)
+    require_trackers(settings.report_to)
     stage = settings.resolved_stage
     folder = RunFolder.of(settings)
     if folder.is_finished(settings):
@@ -58,29 +66,87 @@ def train(config: Path | None, overrides: Sequence[str]) -> None:
     arguments = training_arguments(settings, folder.work)  # before the model: ZeRO-3 divides it while it is loaded
     model, processor = load_start(settings)
     dataset = load_data(settings)
+    held_out = load_held_out(settings, dataset, folder)
     table = apply_stage(model, stage)
     show(stage, table, processor, dataset)
     if _is_first_process():
         folder.begin(settings, dataset.description())
     trainer = StageTrainer(model, stage, settings, processor, dataset, arguments)
+    if held_out is not None:
+        trainer.score_while_training(held_out)
     trainer.train(resume_from_checkpoint=_checkpoint(folder))
     save(trainer, settings, table, folder)
 
 
-def load_data(settings: RunSettings) -> ConversationDataset:
-    """The samples of all prepared record folders, or of the mixture that a file describes."""
+def load_data(
+    settings: RunSettings,
+    names: Mapping[str, float] | None = None,
+    *,
+    paraphrase: bool = True,
+    purpose: Purpose = "training",
+) -> ConversationDataset:
+    """The samples of all prepared record folders, or of the mixture that a file describes.
+
+    Args:
+        settings: The run.
+        names: Folders or a mixture as in `settings.data`, in place of them.
+        paraphrase: Vary the wording of the sources' own questions.
+        purpose: `evaluation` takes folders for evaluation too.
+    """
     from data_pipelines.dataset import ConversationDataset
     from data_pipelines.mixtures import Mixture, is_mixture_file, read_mixture
 
-    files = [name for name in settings.data if is_mixture_file(name)]
-    if files and len(settings.data) > 1:
-        raise ValueError(f"data names {files[0]}, a mixture, and more; add the other folders to the mixture")
+    key, names = ("data", settings.data) if names is None else ("held_out", names)
+    files = [name for name in names if is_mixture_file(name)]
+    if files and len(names) > 1:
+        raise ValueError(f"{key} names {files[0]}, a mixture, and more; add the other folders to the mixture")
     return ConversationDataset(
-        read_mixture(files[0]) if files else Mixture.of(settings.data),
+        read_mixture(files[0]) if files else Mixture.of(names),
         prompt_style=settings.prompt_style,
         seed=settings.seed,
         max_regions=settings.max_regions,
+        paraphrase=paraphrase,
+        purpose=purpose,
     )
+
+
+def load_held_out(settings: RunSettings, training: ConversationDataset, folder: RunFolder) -> HeldOut | None:
+    """The samples that are scored while the run goes on, the same for every run; None where no folder is named.
+
+    Raises:
+        ValueError: for a folder that the run trains on, and for a record whose last question has no answer.
+    """
+    from osprey_tp.training.held_out import HeldOut
+    from scripts.held_out_page import write_page
+
+    if not settings.held_out:
+        return None
+    of_every_run = replace(settings, seed=HELD_OUT_SEED)
+    samples = load_data(of_every_run, settings.held_out, paraphrase=False, purpose="evaluation")
+    _require_apart(samples, training)
+    count = min(settings.held_out_samples, len(samples))
+    for place in range(count):
+        where, record, _ = samples.record((0, place))
+        if record.turns and record.turns[-1].role == "user":
+            raise ValueError(
+                f"held_out: {where.path} holds a question without an answer (record {record.id}), which cannot be "
+                "scored; name a folder of records with answers"
+            )
+    title = f"Held-out samples of stage {settings.stage}: {folder.output.name}"
+    return HeldOut(samples, count, lambda scores, answers: write_page(folder.work, title, scores, answers))
+
+
+def _require_apart(held_out: ConversationDataset, training: ConversationDataset) -> None:
+    """Raise ValueError, naming it, for a held-out folder whose records, or a copy of them, the run trains on."""
+    trained = {shard["sha256"]: folder.path for folder in training.folders for shard in folder.manifest["shards"]}
+    trained |= {str(folder.path.resolve()): folder.path for folder in training.folders}
+    for folder in held_out.folders:
+        for name in (str(folder.path.resolve()), *(shard["sha256"] for shard in folder.manifest["shards"])):
+            if name in trained:
+                raise ValueError(
+                    f"held_out names {folder.path}, whose records are those of {trained[name]}, which data names too; "
+                    "scores of samples that a run trains on say nothing"
+                )
 
 
 def show(stage: Stage, table: list[PartSummary], processor: OspreyTPProcessor, dataset: ConversationDataset) -> None:
@@ -106,8 +172,28 @@ def save(trainer: StageTrainer, settings: RunSettings, table: list[PartSummary],
         shutil.copyfile(folder.work / DATA_FILE, folder.result / DATA_FILE)
         write_json(folder.result / LOG_FILE, trainer.loss_log)
         write_json(folder.result / TABLE_FILE, [asdict(row) for row in table])
+        _keep_watched(folder)
         folder.publish()
         _say(f"wrote {folder.output}")
+
+
+def _keep_watched(folder: RunFolder) -> None:
+    """Put what people watched, where there is any, into the finished folder."""
+    from osprey_tp.training.trackers import TENSORBOARD_FOLDER
+    from scripts.held_out_page import PAGE, SCORES
+
+    if (folder.work / TENSORBOARD_FOLDER).is_dir():
+        shutil.copytree(folder.work / TENSORBOARD_FOLDER, folder.result / TENSORBOARD_FOLDER, dirs_exist_ok=True)
+    for name in (PAGE, SCORES):
+        if (folder.work / name).is_file():
+            shutil.copyfile(folder.work / name, folder.result / name)
+
+
+def _raised_together() -> type[ValueError]:
+    """Errors that all processes raise at once, so that one of them tells."""
+    from osprey_tp.training.loss_guard import RunStoppedError
+
+    return RunStoppedError
 
 
 def _checkpoint(folder: RunFolder) -> str | None:

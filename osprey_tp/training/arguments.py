@@ -12,6 +12,9 @@ import yaml
 
 from osprey_tp.training.stages import STAGES, Stage
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""What a run can report to."""
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -19,8 +22,8 @@ class RunSettings:
 
     Attributes:
         stage: 1, 2 or 3.
-        model: Model folder to start from: what the stage before wrote, or a converted checkpoint. Without it, the model is
-            put together from `language_model` and `vision_tower`.
+        model: Model folder to start from: what the stage before wrote, or a converted checkpoint. Without it, the model
+            is put together from `language_model` and `vision_tower`.
         data: Prepared record folders, read as one data set: a list, or a mapping from folder to how often each of its
             records is seen in an epoch. Or the YAML of a mixture (`data_pipelines.mixtures`), alone.
         output: Folder to write; it appears when the run is complete.
@@ -57,11 +60,12 @@ class RunSettings:
         group_by_length: Put samples of alike length into one batch, by lengths stored beside the records.
         held_out: Prepared record folders whose samples are scored while the run goes on, named as `data`.
         held_out_samples: Most samples of `held_out` that are scored each time.
-        evaluate_every: Optimiser steps between two scorings of `held_out`.
-        spike_factor: A loss this many times its recent median stops the run; 0 lets every loss pass.
+        evaluate_every: Optimiser steps between two scorings of `held_out`; the last step is always followed by one.
+        spike_factor: A loss this many times its recent median stops the run; 0 lets every finite loss pass.
         on_missing_image: `stop` where a picture cannot be opened, or `skip` the sample, counted and named.
         max_skipped: Most samples that a run skips before it stops.
-        report_to: Trackers of transformers: `tensorboard`, `wandb`, `trackio`; `none` for none.
+        report_to: Trackers: `tensorboard` (events in `tensorboard/` of the run's folder), `wandb`, `trackio`; `none`
+            for none.
     """
 
     stage: int
@@ -89,7 +93,7 @@ class RunSettings:
     resume: Literal["auto", "never"] = "auto"
     device: Literal["auto", "cpu"] = "auto"
     deepspeed: str | None = None
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[str, ...] = ("tensorboard",)
     language_model: str | None = None
     vision_tower: str | None = None
     template: str | None = None
@@ -116,8 +120,21 @@ class RunSettings:
             raise ValueError("settings lack model; add model=..., or language_model=... and vision_tower=...")
         if not self.data:
             raise ValueError("data names no record folder; give at least one")
+        self._check_watching()
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
+
+    def _check_watching(self) -> None:
+        for name in ("held_out_samples", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.spike_factor and not self.spike_factor > 1:
+            raise ValueError(f"spike_factor must be above 1, or 0 to let every loss pass, got {self.spike_factor}")
+        unknown = [name for name in self.report_to if name not in (*TRACKERS, "none")]
+        if unknown or ("none" in self.report_to and len(self.report_to) > 1):
+            raise ValueError(
+                f"report_to must be some of {', '.join(TRACKERS)}, or none alone, got {', '.join(self.report_to)}"
+            )
 
     @property
     def resolved_stage(self) -> Stage:

@@ -18,7 +18,10 @@ DATA_FILE = "training_data.json"
 LOG_FILE = "training_log.json"
 TABLE_FILE = "trained_parts.json"
 
-_NO_MATTER_FOR_THE_RESULT = ("resume", "workers", "save_every", "keep_checkpoints", "report_to", "output", "device")
+_NO_MATTER_FOR_THE_RESULT = (
+    *("resume", "workers", "save_every", "keep_checkpoints", "report_to", "output", "device"),
+    *("held_out", "held_out_samples", "evaluate_every", "spike_factor"),
+)
 
 
 @dataclass(frozen=True)

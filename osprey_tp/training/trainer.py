@@ -57,6 +57,7 @@ class StageTrainer(ResumableTrainer, WatchedTrainer):
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.stage = stage
+        self.settings = settings
         self.whole_model = model
         super().__init__(
             model=model,
@@ -87,15 +88,6 @@ class StageTrainer(ResumableTrainer, WatchedTrainer):
         """The model's own loss; the Trainer has just put all of the model in training mode, the tower too."""
         keep_frozen_tower_in_evaluation_mode(self.whole_model)
         return super().compute_loss(model, inputs, *args, **kwargs)
-
-    @property
-    def loss_log(self) -> list[dict[str, float]]:
-        """One entry for every `log_every` steps, those before a resumption too: step, loss, learning_rate."""
-        return [
-            {"step": entry["step"], "loss": entry["loss"], "learning_rate": entry["learning_rate"]}
-            for entry in self.state.log_history
-            if "loss" in entry
-        ]
 
 
 def for_stage(processor: OspreyTPProcessor, stage: Stage) -> OspreyTPProcessor:

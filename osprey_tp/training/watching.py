@@ -1,9 +1,174 @@
-"""What people watch while a run goes on."""
+"""What people watch while a run goes on: progress, trackers, held-out scores; and what stops it."""
 
 from __future__ import annotations
 
-from transformers import Trainer
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
+
+from osprey_tp.training.arguments import RunSettings
+from osprey_tp.training.collator import RECORD_IDS
+from osprey_tp.training.held_out import Answered, HeldOut, HeldOutScorer, Processes, Scores, undisturbed
+from osprey_tp.training.loss_guard import LossGuard
+from osprey_tp.training.outputs import RunFolder
+from osprey_tp.training.progress import ProgressReport
+from osprey_tp.training.throughput import Throughput
+from osprey_tp.training.trackers import TensorBoardFolder
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+LOGGED = (
+    *("step", "loss", "learning_rate", "grad_norm", "tokens", "padding_share"),
+    *("tokens_per_second", "samples_per_second", "peak_memory_gib"),
+)
+"""What an entry of the loss log holds, where it is known."""
+
+
+class ScoresHeldOut(TrainerCallback):
+    """Asks the Trainer to evaluate after every `every` optimiser steps, and after the last."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Set what the Trainer looks at before it goes on."""
+        if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
+            control.should_evaluate = True
 
 
 class WatchedTrainer(Trainer):
-    """Progress, trackers and held-out scores."""
+    """A Trainer that tells how far and how fast it is, scores held-out samples, and stops where the loss goes astray.
+
+    Attributes:
+        settings: The run; whoever derives from this class sets it before `__init__`.
+        held_out: What `score_while_training` was given.
+    """
+
+    settings: RunSettings
+    held_out: HeldOut | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._throughput = Throughput(self.args.device)
+        self._guard = LossGuard(self.settings.spike_factor, watches_gradients=self.settings.precision != "fp16")
+        self._progress = ProgressReport()
+        for replaced in (ProgressCallback, PrinterCallback):
+            self.remove_callback(replaced)
+        self.add_callback(self._progress)
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(TensorBoardFolder())
+
+    def score_while_training(self, held_out: HeldOut) -> None:
+        """Score these samples every `evaluate_every` optimiser steps and after the last."""
+        self.held_out = held_out
+        self.add_callback(ScoresHeldOut(self.settings.evaluate_every))
+
+    @property
+    def loss_log(self) -> list[dict[str, float]]:
+        """One entry for every `log_every` steps, those before a resumption too; see `LOGGED`."""
+        return [
+            {name: entry[name] for name in LOGGED if name in entry}
+            for entry in self.state.log_history
+            if "loss" in entry
+        ]
+
+    @property
+    def held_out_log(self) -> list[Scores]:
+        """The scores of every scoring of held-out samples, those before a resumption too, each with its step."""
+        return [
+            {"step": entry["step"]}
+            | {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+            for entry in self.state.log_history
+            if "eval_loss" in entry
+        ]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the progress bar is closed whatever happens."""
+        self._throughput.restart()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._progress.close()
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the Trainer's; batch and loss are noted without waiting for the device."""
+        self._throughput.count(inputs["attention_mask"])
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._guard.note_batch(self.state.global_step + 1, loss, inputs.get(RECORD_IDS, ()))
+        return loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return super()._prepare_inputs({name: value for name, value in inputs.items() if name != RECORD_IDS})
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._guard.note_gradient_norm(norm)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Look at the losses wherever the Trainer is about to wait for the device, before anything is written."""
+        begin = self._throughput.now()
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            logged = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+            newest_checkpoint = RunFolder.of(self.settings).newest_checkpoint
+            self._guard.check(logged, self.accelerator.gather, _gathered, newest_checkpoint)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._throughput.leave_out(begin)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's; entries of the loss log say how fast the run goes, too. All processes call it."""
+        if "loss" in logs:
+            logs |= self._throughput.report(self.accelerator.gather)
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score the held-out samples: log the scores, show them with the first answers; training is not disturbed.
+
+        Raises:
+            ValueError: if there are none, or one of them cannot be used.
+        """
+        if self.held_out is None:
+            raise ValueError("there are no held-out samples to score; name their folders as held_out")
+        begin = time.monotonic()
+        with undisturbed(self.model), self.accelerator.autocast():
+            scores, answers = self._scorer(self.held_out).score()
+        metrics = {f"eval_{name}": value for name, value in scores.items()}
+        self.log(metrics | {"eval_seconds": time.monotonic() - begin})
+        if self.is_world_process_zero():
+            self.held_out.show(self.held_out_log, _shown(self.held_out, answers))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _scorer(self, held_out: HeldOut) -> HeldOutScorer:
+        def on_batch() -> None:
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+
+        processes = Processes(
+            rank=self.args.process_index,
+            count=self.args.world_size,
+            in_step=self.args.world_size > 1 and is_deepspeed_zero3_enabled(),
+            gather=_gathered,
+        )
+        return HeldOutScorer(
+            self.model,
+            self.data_collator.processor,  # type: ignore[union-attr]  # a ConversationCollator
+            held_out,
+            self.args.per_device_train_batch_size,
+            self._prepare_inputs,
+            processes,
+            on_batch,
+        )
+
+
+def _shown(held_out: HeldOut, answers: Mapping[int, tuple[str, bool | None]]) -> list[Answered]:
+    samples = ((held_out.sample(place), answer) for place, answer in answers.items())
+    return [Answered(sample["id"], sample["conversation"], *answer) for sample, answer in samples]
+
+
+_gathered: Callable[[list[Any]], list[Any]] = gather_object
