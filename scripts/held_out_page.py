@@ -1,4 +1,4 @@
-"""The page that shows how held-out samples score while a model trains, and what it answers; rewritten at each scoring."""
+"""The page that shows how held-out samples score while a model trains, and what it answers; made at each scoring."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@
 
 Every setting of the file can be given anew as key=value; `osprey_tp/training/arguments.py` describes them. The output
 folder appears when the run is complete: model, processor, run_settings.yaml, training_data.json, training_log.json,
-trained_parts.json, and what was to be watched meanwhile: tensorboard/, held_out.html, held_out.json. An interrupted run goes on from its newest checkpoint when the same command is given again.
+trained_parts.json; and what there was to watch: tensorboard/, held_out.html, held_out.json. An interrupted run goes on
+from its newest checkpoint when the same command is given again.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(config: Path | None, overrides: Sequence[str]) -> None:
     """Train the stage that the settings describe."""
+    from transformers.utils.logging import disable_progress_bar
+
     from osprey_tp.training.arguments import load_settings
     from osprey_tp.training.outputs import RunFolder
     from osprey_tp.training.stages import apply_stage
@@ -63,6 +66,8 @@ def train(config: Path | None, overrides: Sequence[str]) -> None:
     if folder.is_finished(settings):
         _say(f"{folder.output} is finished; nothing to do")
         return
+    if not _is_first_process():
+        disable_progress_bar()
     arguments = training_arguments(settings, folder.work)  # before the model: ZeRO-3 divides it while it is loaded
     model, processor = load_start(settings)
     dataset = load_data(settings)

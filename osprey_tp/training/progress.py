@@ -128,9 +128,8 @@ def scores_of(metrics: Mapping[str, float]) -> str:
     """The scores of held-out samples in words."""
     words = [f"loss {metrics['eval_loss']:.4g}"] if "eval_loss" in metrics else []
     if "eval_exact_match" in metrics:
-        words.append(
-            f"{100 * metrics['eval_exact_match']:.1f}% of {metrics['eval_short_answers']:.0f} short answers exact"
-        )
+        share, count = 100 * metrics["eval_exact_match"], metrics["eval_short_answers"]
+        words.append(f"{share:.1f}% of {count:.0f} short answers exact")
     return ", ".join(words)
 
 

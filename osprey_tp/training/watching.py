@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
+from transformers.utils import logging as transformers_logging
 
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.collator import RECORD_IDS
@@ -22,6 +23,8 @@ from osprey_tp.training.trackers import TensorBoardFolder
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+    from osprey_tp.modeling import OspreyTPForConditionalGeneration
 
 LOGGED = (
     *("step", "loss", "learning_rate", "grad_norm", "tokens", "padding_share"),
@@ -47,10 +50,12 @@ class WatchedTrainer(Trainer):
 
     Attributes:
         settings: The run; whoever derives from this class sets it before `__init__`.
+        whole_model: The model, not wrapped for several processes; set there too.
         held_out: What `score_while_training` was given.
     """
 
     settings: RunSettings
+    whole_model: OspreyTPForConditionalGeneration
     held_out: HeldOut | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -89,12 +94,16 @@ class WatchedTrainer(Trainer):
         ]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; the progress bar is closed whatever happens."""
+        """As the Trainer's; the one progress bar of the run is closed whatever happens."""
+        others_shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
         self._throughput.restart()
         try:
             return super().train(*args, **kwargs)
         finally:
             self._progress.close()
+            if others_shown:
+                transformers_logging.enable_progress_bar()
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's; batch and loss are noted without waiting for the device."""
@@ -136,7 +145,7 @@ class WatchedTrainer(Trainer):
         if self.held_out is None:
             raise ValueError("there are no held-out samples to score; name their folders as held_out")
         begin = time.monotonic()
-        with undisturbed(self.model), self.accelerator.autocast():
+        with undisturbed(self.whole_model), self.accelerator.autocast():
             scores, answers = self._scorer(self.held_out).score()
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         self.log(metrics | {"eval_seconds": time.monotonic() - begin})
@@ -156,7 +165,7 @@ class WatchedTrainer(Trainer):
             gather=_gathered,
         )
         return HeldOutScorer(
-            self.model,
+            self.whole_model,
             self.data_collator.processor,  # type: ignore[union-attr]  # a ConversationCollator
             held_out,
             self.args.per_device_train_batch_size,
