@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,24 +124,24 @@ def curves(panels: Sequence[Panel]) -> str:
 
 
 def _panel(panel: Panel, colour: str) -> str:
-    from html import escape
-
     points = [(step, value) for step, value in panel.points if math.isfinite(value)]
     title = f'<text x="{MARGIN}" y="14" font-size="13" font-weight="600">{escape(panel.title)}</text>'
     if not points:
         return title
     values, last = [value for _, value in points], max(step for step, _ in points)
     low, high = _ends(values) if panel.low is None or panel.high is None else (panel.low, panel.high)
+    marked = ticks(low, high)
+    low, high = marked[0], marked[-1]
 
     def place(step: float, value: float) -> tuple[float, float]:
         across = MARGIN + (WIDTH - MARGIN - GAP) * step / max(last, 1)
         return round(across, 1), round(HEIGHT - (HEIGHT - 2 * GAP) * (value - low) / (high - low), 1)
 
     marks = []
-    for value in (low + part * (high - low) / 4 for part in range(5)):
+    for value in marked:
         _, y = place(0, value)
         marks.append(f'<path d="M{MARGIN} {y}H{WIDTH - GAP}" stroke="{GRID}"/>')
-        marks.append(f'<text x="{MARGIN - 6}" y="{y + 4}" text-anchor="end">{value:.3g}</text>')
+        marks.append(f'<text x="{MARGIN - 6}" y="{y + 4}" text-anchor="end">{value:.6g}</text>')
     for step in sorted({0, last / 2, last}):
         x, _ = place(step, low)
         marks.append(f'<text x="{x}" y="{HEIGHT + 16}" text-anchor="middle">{step:.0f}</text>')
@@ -150,13 +153,20 @@ def _panel(panel: Panel, colour: str) -> str:
     return title + "".join(marks)
 
 
+def ticks(low: float, high: float) -> list[float]:
+    """Round values, three to eight of them, evenly apart, from `low` or less to `high` or more."""
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    apart = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    first, last = math.floor(low / apart + 1e-6), math.ceil(high / apart - 1e-6)
+    return [round(number * apart, 12) for number in range(first, last + 1)]
+
+
 def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """The scale from 0, or from below the least value where all lie close together, to above the greatest."""
+    """The ends of a scale: from 0, or from the least value where all lie close together, to the greatest."""
     least, greatest = min(values), max(values)
-    spread = greatest - least
-    low = 0.0 if spread > 0.25 * greatest or least <= 0 else least - 0.2 * spread
-    high = greatest + 0.05 * (greatest - low)
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
+    low = 0.0 if least >= 0 and greatest - least > 0.25 * greatest else least
+    return (low, greatest) if greatest > low else (low - 0.5, low + 0.5)
 
 
 @dataclass(frozen=True)
@@ -189,9 +199,9 @@ class Asked:
         before = sum(text.count(REGION_TOKEN) for text in texts[:-2])
         regions = list(image.get("regions", ())) if image is not None else []
         asked = regions[before : before + question.count(REGION_TOKEN)]
-        for index in range(len(asked)):
-            name = region_name(index)
-            question = question.replace(name + REGION_TOKEN, name).replace(REGION_TOKEN, name, 1)
+        names = map(region_name, count())
+        # An introduction names its regions already: region1<mask>.
+        question = re.sub(rf"(region\d+)?{REGION_TOKEN}", lambda found: found[1] or next(names), question)
         picture = None if image is None else image["image"]
         masks = [] if picture is None else [to_mask(each, picture.height, picture.width) for each in asked or regions]
         return cls(question.strip(), reference, picture, masks)

@@ -33,6 +33,19 @@ LOGGED = (
 """What an entry of the loss log holds, where it is known."""
 
 
+class RestartsThroughput(TrainerCallback):
+    """Takes for no part of the training what comes before its first batch is loaded."""
+
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin to measure."""
+        self.throughput.restart()
+
+
 class ScoresHeldOut(TrainerCallback):
     """Asks the Trainer to evaluate after every `every` optimiser steps, and after the last."""
 
@@ -65,6 +78,7 @@ class WatchedTrainer(Trainer):
         self._progress = ProgressReport()
         for replaced in (ProgressCallback, PrinterCallback):
             self.remove_callback(replaced)
+        self.add_callback(RestartsThroughput(self._throughput))
         self.add_callback(self._progress)
         if self.pop_callback(TensorBoardCallback) is not None:
             self.add_callback(TensorBoardFolder())
@@ -97,7 +111,6 @@ class WatchedTrainer(Trainer):
         """As the Trainer's; the one progress bar of the run is closed whatever happens."""
         others_shown = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
-        self._throughput.restart()
         try:
             return super().train(*args, **kwargs)
         finally:
