@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -362,3 +365,71 @@ def test_the_order_of_held_out_samples_is_that_of_no_run(
         return [held_out.sample(place)["id"] for place in range(held_out.count)]
 
     assert ids() == ids("seed=7") and len(set(ids())) == HELD_OUT
+
+
+ZERO_3 = {
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 10_000},
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+}
+
+
+@pytest.mark.parametrize("deepspeed", [None, ZERO_3], ids=["torchrun", "ZeRO-3"])
+def test_two_processes_watch_and_stop_together(
+    deepspeed: dict | None, real: tuple, records: Path, held: Path, tmp_path: Path
+) -> None:
+    """The learning rate is 0 until the second step, so the first scores are those of the model at the start."""
+    model, processor, _, _ = real
+    start, talk, output = save_tiny_model(tmp_path / "start"), tmp_path / "talk", tmp_path / "out"
+    with RecordWriter(talk, source="pope", image_root=tmp_path) as writer:
+        turns = (Turn("user", "How many?"), Turn("assistant", "two dogs"))
+        writer.add(RegionRecord("talk:1", "pope", "", 0, 0, (), turns))
+    arguments = [*settings(start, records, output, "batch_size=2", "save_every=3"), "evaluate_every=1"]
+    arguments += [f"held_out=[{held}, {talk}]", "held_out_samples=10", "resume=never"]
+    if deepspeed is not None:
+        (tmp_path / "zero.json").write_text(json.dumps(deepspeed))
+        arguments.append(f"deepspeed={tmp_path / 'zero.json'}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    done = subprocess.run(
+        [*command, "-m", "tests.watching_under_torchrun", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    ids, tokens, places = batches_of(records, processor)
+    work = tmp_path / "out.unfinished"
+    assert len(errors) == 1 and errors[0].startswith(
+        f"error: step 4 has the loss nan; records of its batch: {', '.join(ids[3])}; "
+        f"newest checkpoint: {work / 'checkpoint-3'}; "
+    )
+    assert [line.split()[1] for line in lines if line.startswith("training: ")] == ["1/6", "2/6", "3/6"]
+    assert sum(line.startswith("held out, step ") for line in lines) == 3
+    logged = json.loads((work / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    logged = [entry for entry in logged if "loss" in entry]
+    assert [entry["tokens"] for entry in logged] == tokens[:3]
+    assert [entry["padding_share"] for entry in logged] == pytest.approx(
+        [1 - each / of for each, of in zip(tokens[:3], places[:3], strict=True)]
+    )
+    samples = ConversationDataset({held: 1.0, talk: 1.0}, seed=train.HELD_OUT_SEED, paraphrase=False)
+    expected, _ = scores_of((model, processor, [], HeldOut(samples, 10, print)), 4)
+    first = json.loads((work / "held_out.json").read_text())[0]
+    assert first.pop("step") == 1 and first.pop("seconds") > 0 and first == pytest.approx(expected, rel=1e-4)
+
+
+def batches_of(records: Path, processor) -> tuple[list[list[str]], list[int], list[int]]:
+    """Of the first steps of two processes, two samples each: ids, tokens, places."""
+    dataset, collate = ConversationDataset({records: 1.0}), ConversationCollator(processor)
+    ids, tokens, places = [], [], []
+    for step in range(4):
+        samples = [dataset[divmod(place, len(dataset))] for place in range(4 * step, 4 * step + 4)]
+        masks = [collate(samples[half : half + 2])["attention_mask"] for half in (0, 2)]
+        ids.append([each["id"] for each in samples])
+        tokens.append(sum(int(mask.sum()) for mask in masks))
+        places.append(sum(mask.numel() for mask in masks))
+    return ids, tokens, places
