@@ -218,12 +218,13 @@ def _item(answer: Answered) -> GalleryItem:
 
     asked = Asked.last_of(answer.conversation)
     names = [str(number) for number in range(1, len(asked.masks) + 1)] if len(asked.masks) > 1 else []
-    lines = [("", asked.question), ("answer", answer.answer or "(empty)"), ("reference", asked.reference)]
+    lines = [("", asked.question)] if asked.question else []
+    lines += [("answer", answer.answer or "(empty)"), ("reference", asked.reference), ("record", answer.id)]
     tones: dict[bool | None, Any] = {True: ("exact", "good"), False: ("other", "bad"), None: ("", "plain")}
     badge, tone = tones[answer.is_right]
     return GalleryItem(
         picture=gallery_picture(asked.picture or _no_picture(), asked.masks, names),
-        lines=[*lines, ("record", answer.id)],
+        lines=lines,
         badge=badge,
         tone=tone,
     )

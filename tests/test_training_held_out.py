@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipelines.dataset import ConversationDataset
 from data_pipelines.records import RegionRecord, Turn
@@ -232,15 +233,17 @@ def test_training_does_not_notice(run: Path, start: Path, records: Path, tmp_pat
     assert reproducible_log(output / "training_log.json") == reproducible_log(run / "training_log.json")
 
 
-def test_scores_are_logged_every_so_many_steps_and_at_the_end(run: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def events_of(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return events
 
+
+def test_scores_are_logged_every_so_many_steps_and_at_the_end(run: Path) -> None:
     scores = json.loads((run / "held_out.json").read_text())
     assert [entry["step"] for entry in scores] == [2, 4, 5]
     assert {entry["samples"] for entry in scores} == {HELD_OUT} and scores[0]["loss"] != scores[-1]["loss"]
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("eval/loss")]
+    found = [(event.step, event.value) for event in events_of(run).Scalars("eval/loss")]
     assert found == [(entry["step"], pytest.approx(entry["loss"])) for entry in scores]
 
 
@@ -263,6 +266,7 @@ def test_scores_go_on_after_an_interruption(
     monkeypatch.setattr(StageTrainer, "training_step", training_step)
     assert train.main(arguments) == 0
     assert reproducible_log(tmp_path / "out" / "held_out.json") == reproducible_log(run / "held_out.json")
+    assert [event.step for event in events_of(tmp_path / "out").Scalars("train/loss")] == [1, 2, 3, 4, 5]
 
 
 def test_the_page_of_a_run_shows_pictures_answers_and_scores(run: Path) -> None:
@@ -386,8 +390,8 @@ def test_two_processes_watch_and_stop_together(
     with RecordWriter(talk, source="pope", image_root=tmp_path) as writer:
         turns = (Turn("user", "How many?"), Turn("assistant", "two dogs"))
         writer.add(RegionRecord("talk:1", "pope", "", 0, 0, (), turns))
-    arguments = [*settings(start, records, output, "batch_size=2", "save_every=3"), "evaluate_every=1"]
-    arguments += [f"held_out=[{held}, {talk}]", "held_out_samples=10", "resume=never"]
+    arguments = [*settings(start, records, output, "batch_size=2", "save_every=2"), "evaluate_every=1"]
+    arguments += [f"held_out={{{held}: 0.45, {talk}: 1}}", "resume=never"]
     if deepspeed is not None:
         (tmp_path / "zero.json").write_text(json.dumps(deepspeed))
         arguments.append(f"deepspeed={tmp_path / 'zero.json'}")
@@ -405,19 +409,19 @@ def test_two_processes_watch_and_stop_together(
     ids, tokens, places = batches_of(records, processor)
     work = tmp_path / "out.unfinished"
     assert len(errors) == 1 and errors[0].startswith(
-        f"error: step 4 has the loss nan; records of its batch: {', '.join(ids[3])}; "
-        f"newest checkpoint: {work / 'checkpoint-3'}; "
+        f"error: step 3 has the loss nan; records of its batch: {', '.join(ids[2])}; "
+        f"newest checkpoint: {work / 'checkpoint-2'}; "
     )
-    assert [line.split()[1] for line in lines if line.startswith("training: ")] == ["1/6", "2/6", "3/6"]
-    assert sum(line.startswith("held out, step ") for line in lines) == 3
-    logged = json.loads((work / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+    assert [line.split()[1] for line in lines if line.startswith("training: ")] == ["1/6", "2/6"]
+    assert sum(line.startswith("held out, step ") for line in lines) == 2
+    logged = json.loads((work / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
     logged = [entry for entry in logged if "loss" in entry]
-    assert [entry["tokens"] for entry in logged] == tokens[:3]
+    assert [entry["tokens"] for entry in logged] == tokens[:2]
     assert [entry["padding_share"] for entry in logged] == pytest.approx(
-        [1 - each / of for each, of in zip(tokens[:3], places[:3], strict=True)]
+        [1 - each / of for each, of in zip(tokens[:2], places[:2], strict=True)]
     )
-    samples = ConversationDataset({held: 1.0, talk: 1.0}, seed=train.HELD_OUT_SEED, paraphrase=False)
-    expected, _ = scores_of((model, processor, [], HeldOut(samples, 10, print)), 4)
+    samples = ConversationDataset({held: 0.45, talk: 1.0}, seed=train.HELD_OUT_SEED, paraphrase=False)
+    expected, _ = scores_of((model, processor, [], HeldOut(samples, len(samples), print)), 4)
     first = json.loads((work / "held_out.json").read_text())[0]
     assert first.pop("step") == 1 and first.pop("seconds") > 0 and first == pytest.approx(expected, rel=1e-4)
 
@@ -426,7 +430,7 @@ def batches_of(records: Path, processor) -> tuple[list[list[str]], list[int], li
     """Of the first steps of two processes, two samples each: ids, tokens, places."""
     dataset, collate = ConversationDataset({records: 1.0}), ConversationCollator(processor)
     ids, tokens, places = [], [], []
-    for step in range(4):
+    for step in range(3):
         samples = [dataset[divmod(place, len(dataset))] for place in range(4 * step, 4 * step + 4)]
         masks = [collate(samples[half : half + 2])["attention_mask"] for half in (0, 2)]
         ids.append([each["id"] for each in samples])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from data_pipelines.dataset import ConversationDataset
 from osprey_tp.training import throughput
@@ -226,6 +226,21 @@ def test_a_gradient_that_is_no_number_stops_the_run(
     ids = ", ".join(ids_of_step(records, 2))
     assert re.match(r"error: step 2 has gradients of norm (inf|nan), with the loss \d", error)
     assert f"records of its batch: {ids}; newest checkpoint: none yet; " in error
+
+
+def test_a_spike_stops_the_run(
+    start: Path, records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training_step = Trainer.training_step
+
+    def spiked(self, *rest):
+        return training_step(self, *rest) * (3 if self.state.global_step == 6 else 1)
+
+    monkeypatch.setattr(Trainer, "training_step", spiked)
+    assert train.main(arguments(start, records, tmp_path / "out", "max_steps=9", "spike_factor=2")) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"error: step 7 has the loss \d+\.?\d*, more than 2 \(spike_factor\) times \d", error)
+    assert f"records of its batch: {', '.join(ids_of_step(records, 7))}; newest checkpoint: {tmp_path}" in error
 
 
 def checked(guard: LossGuard, losses: list[float], logged: list[float], first: int = 1) -> None:
