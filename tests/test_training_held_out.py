@@ -250,11 +250,12 @@ def test_scores_are_logged_every_so_many_steps_and_at_the_end(run: Path) -> None
 def test_scores_go_on_after_an_interruption(
     run: Path, start: Path, records: Path, held: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*settings(start, records, tmp_path / "out", "max_steps=5", "save_every=3"), *scored(held)]
+    more = ("max_steps=5", "save_every=3", "log_every=2")
+    arguments = [*settings(start, records, tmp_path / "out", *more), *scored(held)]
     training_step = StageTrainer.training_step
 
     def interrupted(self, *rest):
-        if self.state.global_step == 4 and not self.state.is_hyper_param_search:
+        if self.state.global_step == 4:
             raise KeyboardInterrupt
         return training_step(self, *rest)
 
@@ -266,7 +267,11 @@ def test_scores_go_on_after_an_interruption(
     monkeypatch.setattr(StageTrainer, "training_step", training_step)
     assert train.main(arguments) == 0
     assert reproducible_log(tmp_path / "out" / "held_out.json") == reproducible_log(run / "held_out.json")
-    assert [event.step for event in events_of(tmp_path / "out").Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    assert [event.step for event in events_of(tmp_path / "out").Scalars("train/loss")] == [2, 4]
+    # What was counted before the checkpoint in the middle of an interval is counted after it.
+    whole = [entry["tokens"] for entry in reproducible_log(run / "training_log.json")]
+    resumed = [entry["tokens"] for entry in reproducible_log(tmp_path / "out" / "training_log.json")]
+    assert resumed == [whole[0] + whole[1], whole[2] + whole[3]]
 
 
 def test_the_page_of_a_run_shows_pictures_answers_and_scores(run: Path) -> None:

@@ -41,6 +41,17 @@ class Throughput:
         self._places += attention_mask.numel()
         self._samples += attention_mask.shape[0]
 
+    def state(self) -> dict[str, float]:
+        """What this process has counted since the last report, in values that JSON can hold."""
+        seconds = self._clock() - self._since
+        return {"tokens": int(self._tokens), "places": self._places, "samples": self._samples, "seconds": seconds}
+
+    def resume(self, state: dict[str, float]) -> None:
+        """Count on from a `state`."""
+        self._tokens = torch.tensor(int(state["tokens"]), device=self.device)
+        self._places, self._samples = int(state["places"]), int(state["samples"])
+        self._since = self._clock() - state["seconds"]
+
     def now(self) -> float:
         """The clock's seconds, for `leave_out`."""
         return self._clock()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,6 +76,7 @@ class WatchedTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._throughput = Throughput(self.args.device)
+        self._no_training_since = self._throughput.now()
         self._guard = LossGuard(self.settings.spike_factor, watches_gradients=self.settings.precision != "fp16")
         self._progress = ProgressReport()
         for replaced in (ProgressCallback, PrinterCallback):
@@ -135,13 +138,33 @@ class WatchedTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Look at the losses wherever the Trainer is about to wait for the device, before anything is written."""
-        begin = self._throughput.now()
+        self._no_training_since = self._throughput.now()
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             logged = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
             newest_checkpoint = RunFolder.of(self.settings).newest_checkpoint
             self._guard.check(logged, self.accelerator.gather, _gathered, newest_checkpoint)
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._throughput.leave_out(begin)
+        self._leave_out_of_throughput()
+
+    def _leave_out_of_throughput(self) -> None:
+        """What has been scored or saved since this was last called, in this step, is no training."""
+        self._throughput.leave_out(self._no_training_since)
+        self._no_training_since = self._throughput.now()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As the Trainer's; beside it, what this process has counted since the last entry of the loss log."""
+        super()._save_rng_state(output_dir)
+        self._leave_out_of_throughput()
+        self._counts_file(output_dir).write_text(json.dumps(self._throughput.state()), encoding="utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As the Trainer's, which calls it before the first step of a resumed run; and counts on."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self._counts_file(checkpoint).is_file():
+            self._throughput.resume(json.loads(self._counts_file(checkpoint).read_text(encoding="utf-8")))
+
+    def _counts_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint, f"counts_{self.args.process_index}.json")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's; entries of the loss log say how fast the run goes, too. All processes call it."""
