@@ -138,11 +138,11 @@ class WatchedTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Look at the losses wherever the Trainer is about to wait for the device, before anything is written."""
-        self._no_training_since = self._throughput.now()
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             logged = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
             newest_checkpoint = RunFolder.of(self.settings).newest_checkpoint
             self._guard.check(logged, self.accelerator.gather, _gathered, newest_checkpoint)
+        self._no_training_since = self._throughput.now()
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._leave_out_of_throughput()
 
