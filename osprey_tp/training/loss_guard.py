@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -76,7 +75,7 @@ class LossGuard:
         logged: Sequence[float],
         gather: Callable[[Tensor], Tensor],
         gather_objects: Callable[[list[str]], list[str]],
-        newest_checkpoint: Callable[[], Path | None],
+        newest_checkpoint: Callable[[], str | None],
     ) -> None:
         """Look at all steps since the last check; every process must call this, and all come to the same end.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,13 @@ import torch
 from accelerate.utils import gather_object
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback, is_deepspeed_zero3_enabled
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.collator import RECORD_IDS
 from osprey_tp.training.held_out import Answered, HeldOut, HeldOutScorer, Processes, Scores, undisturbed
 from osprey_tp.training.loss_guard import LossGuard
-from osprey_tp.training.outputs import RunFolder
 from osprey_tp.training.progress import ProgressReport
 from osprey_tp.training.throughput import Throughput
 from osprey_tp.training.trackers import TensorBoardFolder
@@ -140,7 +141,7 @@ class WatchedTrainer(Trainer):
         """Look at the losses wherever the Trainer is about to wait for the device, before anything is written."""
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             logged = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
-            newest_checkpoint = RunFolder.of(self.settings).newest_checkpoint
+            newest_checkpoint = partial(get_last_checkpoint, str(self.args.output_dir))
             self._guard.check(logged, self.accelerator.gather, _gathered, newest_checkpoint)
         self._no_training_since = self._throughput.now()
         super()._maybe_log_save_evaluate(*args, **kwargs)
