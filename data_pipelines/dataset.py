@@ -15,7 +15,7 @@ from data_pipelines.length_order import stored_lengths
 from data_pipelines.lengths import Wording
 from data_pipelines.mixtures import EpochOrder, FolderLike, Mixture, MixtureFolder
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
-from data_pipelines.records import RecordFolder, RegionRecord
+from data_pipelines.records import Purpose, RecordFolder, RegionRecord
 from osprey_tp.images import load_image
 from osprey_tp.training.samples import UnusableSample
 
@@ -38,9 +38,10 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         max_regions: Most regions in one conversation, where the source and the mixture allow more.
         paraphrase: Vary the wording of the sources' own questions.
         shuffle: Mix the records; otherwise they come folder by folder.
+        purpose: `evaluation` takes folders for evaluation too.
 
     Raises:
-        ValueError: for no folder, a folder that is not one of records for training, a weight that is not positive.
+        ValueError: for no folder, a folder that is not one of records for `purpose`, a weight that is not positive.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         *,
         paraphrase: bool = True,
         shuffle: bool = True,
+        purpose: Purpose = "training",
     ) -> None:
         if prompt_style not in PROMPT_STYLES:
             raise ValueError(f"unknown prompt style {prompt_style!r}; choose from {', '.join(PROMPT_STYLES)}")
         self.mixture = mixture if isinstance(mixture, Mixture) else Mixture.of(mixture)
-        self.folders = [entry.open() for entry in self.mixture.folders]
+        self.folders = [entry.open(purpose) for entry in self.mixture.folders]
         self.prompt_style = prompt_style
         self.max_regions = max_regions
         self.paraphrase = paraphrase

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.length_order import grouped_by_length
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
-from data_pipelines.records import RecordFolder
+from data_pipelines.records import Purpose, RecordFolder
 
 FolderLike = str | Path | RecordFolder
 
@@ -59,16 +59,17 @@ class MixtureFolder:
             name = self.path.path if isinstance(self.path, RecordFolder) else self.path
             raise ValueError(f"{self._at('weight')}the weight of {name} is {self.weight}; weights are positive numbers")
 
-    def open(self) -> RecordFolder:
-        """The folder, memory-mapped.
+    def open(self, purpose: Purpose = "training") -> RecordFolder:
+        """The folder, memory-mapped; for evaluation, one for training will do too.
 
         Raises:
-            ValueError: if it is no folder of records, one for evaluation, or its pictures' folder is missing.
+            ValueError: if it is no folder of records, one for evaluation although `purpose` is training, or its
+                pictures' folder is missing.
         """
         if self.images is not None and not self.images.is_dir():
             raise ValueError(f"{self._at('images')}there is no folder {self.images}")
         folder = self.path if isinstance(self.path, RecordFolder) else self._opened(self.path)
-        if folder.purpose == "evaluation":
+        if folder.purpose == "evaluation" and purpose == "training":
             raise ValueError(
                 f"{self._at('path')}{folder.path} is prepared for evaluation; training needs a folder with answers "
                 "that no benchmark asks for"

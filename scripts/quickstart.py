@@ -142,10 +142,13 @@ def _stage(plan: Plan, number: int, title: str, seconds: float) -> Step:
 
     config = CONFIGS / f"stage{number}.yaml"
     settings = {key: _moved(value, plan.out) for key, value in yaml.safe_load(config.read_text("utf-8")).items()}
-    model, output, records = Path(settings["model"]), Path(settings["output"]), map(Path, settings["data"])
-    overrides = [f"seed={plan.seed}", *(("max_steps=2", "batch_size=4") if plan.trial else ())]
+    model, output = Path(settings["model"]), Path(settings["output"])
+    records = map(Path, (*settings["data"], *settings.get("held_out", ())))
+    few = ("max_steps=2", "batch_size=4", "held_out_samples=4") if plan.trial else ()
+    overrides = [f"seed={plan.seed}", *few]
     if plan.out != DEFAULT_OUT:
         overrides += [f"model={model}", f"data={json.dumps(settings['data'])}", f"output={output}"]
+        overrides += [f"held_out={json.dumps(settings['held_out'])}"] if "held_out" in settings else []
     return Step(
         output.name,
         f"{title} (stage {number})",

@@ -20,7 +20,7 @@ from osprey_tp.files import write_text
 if TYPE_CHECKING:
     from data_pipelines.records import RecordFolder, RegionRecord
     from eval.predictions import Prediction
-    from eval.report import Gallery, GalleryItem, KeyFigures, Section, Table
+    from eval.report import Figure, Gallery, GalleryItem, KeyFigures, Section, Table
     from scripts.quickstart_scores import Item
 
 CLASSIFICATION, EXPRESSIONS = "referring-classification", "region-caption"
@@ -70,6 +70,11 @@ class Run:
     def losses(self) -> dict[str, list[dict[str, float]]]:
         """The loss log of every training by its title."""
         logs = {title: self.folder / name / "training_log.json" for name, title in TRAININGS.items()}
+        return {title: json.loads(log.read_text("utf-8")) for title, log in logs.items() if log.exists()}
+
+    def held_out_scores(self) -> dict[str, list[dict[str, float]]]:
+        """What every training that scores held-out samples wrote down of them, by the training's title."""
+        logs = {title: self.folder / name / "held_out.json" for name, title in TRAININGS.items()}
         return {title: json.loads(log.read_text("utf-8")) for title, log in logs.items() if log.exists()}
 
     def steps(self) -> dict[str, dict[str, Any]]:
@@ -145,6 +150,7 @@ def summary_of(run: Run, captions: Mapping[str, str]) -> dict[str, Any]:
         "expressions": {"wording": run.metrics(EXPRESSIONS)["metrics"], "truth": relation_scores(run)},
         "captions": caption_scores(list(captions.values()), described),
         "losses": run.losses(),
+        "held_out": run.held_out_scores(),
         "steps": {name: {key: stamp[key] for key in ("command", "seconds")} for name, stamp in steps.items()},
         "seconds": round(sum(stamp["seconds"] for stamp in steps.values()), 1),
     }
@@ -173,6 +179,7 @@ def page_of(run: Run, summary: Mapping[str, Any], captions: Mapping[str, str]) -
         descriptions,
         caption_table(summary["captions"]),
         *([Figure("Loss", line_figure(curves, "step", "loss on answers", log=True))] if curves else []),
+        *held_out_figure(summary["held_out"]),
         Details("Region sizes, commands, settings", [*by_size, step_table(summary), *settings_tables(classification)]),
     ]
     counts = classification["counts"]
@@ -181,6 +188,21 @@ def page_of(run: Run, summary: Mapping[str, Any], captions: Mapping[str, str]) -
         f"about {counts['regions']:,} regions in {counts['images']:,} scenes that training has not seen."
     )
     return render_page("Quickstart: asking about regions", sections, subtitle)
+
+
+def held_out_figure(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Figure]:
+    """The losses of held-out samples while the stages trained, if any stage scored them."""
+    from eval.figures import line_figure
+    from eval.report import Figure
+
+    curves = {
+        title: ([entry["step"] for entry in entries], [entry["loss"] for entry in entries])
+        for title, entries in scores.items()
+    }
+    if not curves:
+        return []
+    caption = "Each stage's folder has a page with answers to held-out samples: held_out.html."
+    return [Figure("Held-out loss", line_figure(curves, "step", "loss on answers", log=True), caption)]
 
 
 def headline(summary: Mapping[str, Any]) -> KeyFigures:

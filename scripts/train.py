@@ -6,9 +6,9 @@
 
 Every setting of the file can be given anew as key=value; `osprey_tp/training/arguments.py` describes them. The output
 folder appears when the run is complete: model, processor, run_settings.yaml, run_configuration.json,
-training_data.json, data_manifests.json, training_log.json, skipped.jsonl, trained_parts.json. A run that was
-interrupted or killed goes on from its newest sound checkpoint when the same command is given again; Ctrl-C and SIGTERM
-write one first.
+training_data.json, data_manifests.json, training_log.json, skipped.jsonl, trained_parts.json; and what there was to
+watch: tensorboard/, held_out.html, held_out.json. A run that was interrupted or killed goes on from its newest sound
+checkpoint when the same command is given again; Ctrl-C and SIGTERM write one first.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,16 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from data_pipelines.dataset import ConversationDataset
+    from data_pipelines.records import Purpose
     from osprey_tp.processing import OspreyTPProcessor
     from osprey_tp.training.arguments import RunSettings
+    from osprey_tp.training.held_out import HeldOut
     from osprey_tp.training.outputs import RunFolder
     from osprey_tp.training.stages import PartSummary, Stage
     from osprey_tp.training.trainer import StageTrainer
+
+HELD_OUT_SEED = 0
+"""Of the held-out samples' choice and order, whatever the run's seed, so that runs can be compared."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return train(options.config, options.settings)
     except (ValueError, OSError) as error:
-        _end_progress_bars()
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        if _is_first_process() or not isinstance(error, _raised_together()):
+            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
 
 
@@ -50,8 +55,10 @@ def train(config: Path | None, overrides: Sequence[str]) -> int:
     """Train the stage that the settings describe, in the folder that they name, alone in it; return the exit code."""
     from osprey_tp.training.arguments import load_settings
     from osprey_tp.training.outputs import RunFolder
+    from osprey_tp.training.trackers import require_trackers
 
     settings = load_settings(config, overrides)
+    require_trackers(settings.report_to)
     folder = RunFolder.of(settings)
     with folder.held() if _is_first_process() else nullcontext(True) as locked:
         if not locked:
@@ -66,6 +73,8 @@ def train(config: Path | None, overrides: Sequence[str]) -> int:
 
 def train_in(folder: RunFolder, settings: RunSettings) -> int:
     """Train what is not finished yet; return the exit code."""
+    from transformers.utils.logging import disable_progress_bar
+
     from osprey_tp.training.interruption import EndedBySignal
     from osprey_tp.training.liger import require_liger
     from osprey_tp.training.stages import apply_stage
@@ -73,6 +82,8 @@ def train_in(folder: RunFolder, settings: RunSettings) -> int:
     from osprey_tp.training.trainer import StageTrainer, for_stage
     from osprey_tp.training.trainer_arguments import cast_frozen, require_attention, training_arguments
 
+    if not _is_first_process():
+        disable_progress_bar()
     stage = settings.resolved_stage
     arguments = training_arguments(settings, folder.work)  # before the model: ZeRO-3 divides it while it is loaded
     require_attention(settings)
@@ -80,6 +91,7 @@ def train_in(folder: RunFolder, settings: RunSettings) -> int:
     model, processor = load_start(settings)
     dataset = load_data(settings)
     check(dataset, settings)
+    held_out = load_held_out(settings, dataset, folder)
     table = apply_stage(model, stage)
     cast_frozen(model, settings)
     show(stage, table, processor, dataset, settings)
@@ -88,29 +100,46 @@ def train_in(folder: RunFolder, settings: RunSettings) -> int:
     if settings.group_by_length:
         group_by_length(dataset, for_stage(processor, stage), settings, arguments, folder)
     trainer = StageTrainer(model, stage, settings, processor, dataset, arguments)
+    if held_out is not None:
+        trainer.score_while_training(held_out)
     try:
         trainer.train(_checkpoint(folder))
     except EndedBySignal as end:
-        _end_progress_bars()
         _say(f"{end}; give the same command again to go on from {folder.work}/checkpoint-{end.step}")
         return end.exit_code
     save(trainer, settings, table, dataset, folder)
     return 0
 
 
-def load_data(settings: RunSettings) -> ConversationDataset:
-    """The samples of all prepared record folders, or of the mixture that a file describes."""
+def load_data(
+    settings: RunSettings,
+    names: Mapping[str, float] | None = None,
+    *,
+    paraphrase: bool = True,
+    purpose: Purpose = "training",
+) -> ConversationDataset:
+    """The samples of all prepared record folders, or of the mixture that a file describes.
+
+    Args:
+        settings: The run.
+        names: Folders or a mixture as in `settings.data`, in place of them.
+        paraphrase: Vary the wording of the sources' own questions.
+        purpose: `evaluation` takes folders for evaluation too.
+    """
     from data_pipelines.dataset import ConversationDataset
     from data_pipelines.mixtures import Mixture, is_mixture_file, read_mixture
 
-    files = [name for name in settings.data if is_mixture_file(name)]
-    if files and len(settings.data) > 1:
-        raise ValueError(f"data names {files[0]}, a mixture, and more; add the other folders to the mixture")
+    key, names = ("data", settings.data) if names is None else ("held_out", names)
+    files = [name for name in names if is_mixture_file(name)]
+    if files and len(names) > 1:
+        raise ValueError(f"{key} names {files[0]}, a mixture, and more; add the other folders to the mixture")
     return ConversationDataset(
-        read_mixture(files[0]) if files else Mixture.of(settings.data),
+        read_mixture(files[0]) if files else Mixture.of(names),
         prompt_style=settings.prompt_style,
         seed=settings.seed,
         max_regions=settings.max_regions,
+        paraphrase=paraphrase,
+        purpose=purpose,
     )
 
 
@@ -136,6 +165,45 @@ def group_by_length(
     epochs = math.ceil(samples / len(dataset))
     with arguments.main_process_first(desc="measuring lengths"):
         dataset.group_by_length(processor, batch, folder.work, epochs, settings.workers)
+
+
+def load_held_out(settings: RunSettings, training: ConversationDataset, folder: RunFolder) -> HeldOut | None:
+    """The samples that are scored while the run goes on, the same for every run; None where no folder is named.
+
+    Raises:
+        ValueError: for a folder that the run trains on, and for a record whose last question has no answer.
+    """
+    from osprey_tp.training.held_out import HeldOut
+    from scripts.held_out_page import write_page
+
+    if not settings.held_out:
+        return None
+    of_every_run = replace(settings, seed=HELD_OUT_SEED)
+    samples = load_data(of_every_run, settings.held_out, paraphrase=False, purpose="evaluation")
+    _require_apart(samples, training)
+    count = min(settings.held_out_samples, len(samples))
+    for place in range(count):
+        where, record, _ = samples.record((0, place))
+        if record.turns and record.turns[-1].role == "user":
+            raise ValueError(
+                f"held_out: {where.path} holds a question without an answer (record {record.id}), which cannot be "
+                "scored; name a folder of records with answers"
+            )
+    title = f"Held-out samples of stage {settings.stage}: {folder.output.name}"
+    return HeldOut(samples, count, lambda scores, answers: write_page(folder.work, title, scores, answers))
+
+
+def _require_apart(held_out: ConversationDataset, training: ConversationDataset) -> None:
+    """Raise ValueError, naming it, for a held-out folder whose records, or a copy of them, the run trains on."""
+    trained = {shard["sha256"]: folder.path for folder in training.folders for shard in folder.manifest["shards"]}
+    trained |= {str(folder.path.resolve()): folder.path for folder in training.folders}
+    for folder in held_out.folders:
+        for name in (str(folder.path.resolve()), *(shard["sha256"] for shard in folder.manifest["shards"])):
+            if name in trained:
+                raise ValueError(
+                    f"held_out names {folder.path}, whose records are those of {trained[name]}, which data names too; "
+                    "scores of samples that a run trains on say nothing"
+                )
 
 
 def show(
@@ -194,8 +262,28 @@ def save(
         trainer.write_skips(folder.result)
         write_json(folder.result / LOG_FILE, trainer.loss_log)
         write_json(folder.result / TABLE_FILE, [asdict(row) for row in table])
+        _keep_watched(folder)
         folder.publish()
         _say(f"wrote {folder.output}")
+
+
+def _keep_watched(folder: RunFolder) -> None:
+    """Put what people watched, where there is any, into the finished folder."""
+    from osprey_tp.training.trackers import TENSORBOARD_FOLDER
+    from scripts.held_out_page import PAGE, SCORES
+
+    if (folder.work / TENSORBOARD_FOLDER).is_dir():
+        shutil.copytree(folder.work / TENSORBOARD_FOLDER, folder.result / TENSORBOARD_FOLDER, dirs_exist_ok=True)
+    for name in (PAGE, SCORES):
+        if (folder.work / name).is_file():
+            shutil.copyfile(folder.work / name, folder.result / name)
+
+
+def _raised_together() -> type[ValueError]:
+    """Errors that all processes raise at once, so that one of them tells."""
+    from osprey_tp.training.loss_guard import RunStoppedError
+
+    return RunStoppedError
 
 
 def _checkpoint(folder: RunFolder) -> str | None:
@@ -209,15 +297,6 @@ def _checkpoint(folder: RunFolder) -> str | None:
         return None
     _say(f"going on from {checkpoint}")
     return str(checkpoint)
-
-
-def _end_progress_bars() -> None:
-    """Let what is said next begin a line."""
-    if "tqdm" in sys.modules:
-        from tqdm import tqdm
-
-        for bar in list(getattr(tqdm, "_instances", ())):
-            bar.close()
 
 
 def _is_first_process() -> bool:

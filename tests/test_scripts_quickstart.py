@@ -70,12 +70,16 @@ def test_a_trial_runs_every_command_once_and_leaves_a_model_and_a_report(tmp_pat
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page = (out / "report.html").read_text("utf-8")
-    for heading in ("Held-out scenes", "Scores", "Relations", "Captions", "Loss"):
+    for heading in ("Held-out scenes", "Scores", "Relations", "Captions", "Loss", "Held-out loss"):
         assert f">{heading}</h2>" in page
     assert "http://" not in re.sub(r"data:[^\"]+", "", page) and "https://" not in re.sub(r"data:[^\"]+", "", page)
     report = json.loads((out / "report.json").read_text("utf-8"))
     assert report["classification"]["counts"]["regions"] == report["classification"]["metrics"]["colour"]["regions"]
     assert {"texture", "colour", "shape", "all_attributes"} <= set(report["classification"]["control"]["metrics"])
+    held_out = {title: [entry["step"] for entry in scores] for title, scores in report["held_out"].items()}
+    assert len(held_out) == 2 and all(steps == [2] for steps in held_out.values())
+    for stage in ("stage2", "model"):
+        assert (out / stage / "held_out.html").is_file() and list((out / stage / "tensorboard").iterdir())
     assert report["captions"]["captions"] == 4 and report["expressions"]["truth"]["answers"] > 0
     assert len(report["steps"]) == 12 and (out / "model" / "config.json").is_file()
 

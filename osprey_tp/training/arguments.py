@@ -13,6 +13,9 @@ import yaml
 from osprey_tp.training.adapters import AdapterSettings
 from osprey_tp.training.stages import STAGES, Stage
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""What a run can report to."""
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -65,11 +68,12 @@ class RunSettings:
         group_by_length: Put samples of alike length into one batch, by lengths stored beside the records.
         held_out: Prepared record folders whose samples are scored while the run goes on, named as `data`.
         held_out_samples: Most samples of `held_out` that are scored each time.
-        evaluate_every: Optimiser steps between two scorings of `held_out`.
-        spike_factor: A loss this many times its recent median stops the run; 0 lets every loss pass.
+        evaluate_every: Optimiser steps between two scorings of `held_out`; the last step is always followed by one.
+        spike_factor: A loss this many times its recent median stops the run; 0 lets every finite loss pass.
         on_missing_image: `stop` where a picture cannot be opened, or `skip` the sample, counted and named.
         max_skipped: Most samples that a run skips before it stops.
-        report_to: Trackers of transformers: `tensorboard`, `wandb`, `trackio`; `none` for none.
+        report_to: Trackers: `tensorboard` (events in `tensorboard/` of the run's folder), `wandb`, `trackio`; `none`
+            for none.
     """
 
     stage: int
@@ -97,7 +101,7 @@ class RunSettings:
     resume: Literal["auto", "never"] = "auto"
     device: Literal["auto", "cpu"] = "auto"
     deepspeed: str | None = None
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[str, ...] = ("tensorboard",)
     language_model: str | None = None
     vision_tower: str | None = None
     geometry: Mapping[str, Any] = field(default_factory=dict)
@@ -131,6 +135,7 @@ class RunSettings:
             raise ValueError("data names no record folder; give at least one")
         if self.frozen_precision == "bf16" and self.precision != "bf16":
             raise ValueError(f"frozen_precision=bf16 goes with precision=bf16, not {self.precision}")
+        self._check_watching()
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
         trained = self.resolved_stage.learning_rates
@@ -152,6 +157,18 @@ class RunSettings:
         from osprey_tp.configuration import choices_of_a_model
 
         _require_known(self.geometry, choices_of_a_model(), "geometry.")
+
+    def _check_watching(self) -> None:
+        for name in ("held_out_samples", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.spike_factor and not self.spike_factor > 1:
+            raise ValueError(f"spike_factor must be above 1, or 0 to let every loss pass, got {self.spike_factor}")
+        unknown = [name for name in self.report_to if name not in (*TRACKERS, "none")]
+        if unknown or ("none" in self.report_to and len(self.report_to) > 1):
+            raise ValueError(
+                f"report_to must be some of {', '.join(TRACKERS)}, or none alone, got {', '.join(self.report_to)}"
+            )
 
     @property
     def resolved_stage(self) -> Stage:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from osprey_tp.processing import OspreyTPProcessor
 
+RECORD_IDS = "record_ids"
+"""Key of a batch under which the ids of its records travel; the model never sees it."""
+
 
 @dataclass(frozen=True)
 class ConversationCollator:
@@ -24,15 +27,16 @@ class ConversationCollator:
         """Collate samples `{"id": str, "conversation": list of messages}`.
 
         Returns:
-            What `OspreyTPProcessor.prepare` returns, with `labels` (B, L).
+            What `OspreyTPProcessor.prepare` returns, with `labels` (B, L), and the ids of the records as `RECORD_IDS`.
 
         Raises:
             ValueError: naming the sample whose conversation cannot be rendered.
         """
         try:
-            return dict(self.processor.prepare([sample["conversation"] for sample in samples], return_labels=True))
+            batch = self.processor.prepare([sample["conversation"] for sample in samples], return_labels=True)
         except ValueError as error:
             raise ValueError(self._name_culprit(samples, error)) from error
+        return {**batch, RECORD_IDS: [str(sample["id"]) for sample in samples]}
 
     def _name_culprit(self, samples: Sequence[Mapping[str, Any]], error: ValueError) -> str:
         """The error with the id of the first sample that cannot be rendered by itself."""

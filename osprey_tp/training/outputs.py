@@ -29,7 +29,7 @@ CONFIGURATION_FILE = "run_configuration.json"
 
 _NO_MATTER_FOR_THE_RESULT = (
     *("resume", "workers", "save_every", "keep_checkpoints", "report_to", "output", "device"),
-    *("on_missing_image", "max_skipped", "spike_factor"),
+    *("on_missing_image", "max_skipped", "held_out", "held_out_samples", "evaluate_every", "spike_factor"),
 )
 _PACKAGES = ("osprey_tp", "torch", "transformers", "accelerate", "deepspeed", "peft", "numpy", "pillow")
 

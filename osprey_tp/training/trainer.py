@@ -63,6 +63,7 @@ class StageTrainer(ResumableTrainer, WatchedTrainer, AdapterTrainer):
             apply_liger(model)
         model.model.runs_every_part = True
         self.stage = stage
+        self.settings = settings
         self.whole_model = model
         super().__init__(
             model=model,
@@ -94,15 +95,6 @@ class StageTrainer(ResumableTrainer, WatchedTrainer, AdapterTrainer):
         """The model's own loss; the Trainer has just put all of the model in training mode, the tower too."""
         keep_frozen_tower_in_evaluation_mode(self.whole_model)
         return super().compute_loss(model, inputs, *args, **kwargs)
-
-    @property
-    def loss_log(self) -> list[dict[str, float]]:
-        """One entry for every `log_every` steps, those before a resumption too: step, loss, learning_rate."""
-        return [
-            {"step": entry["step"], "loss": entry["loss"], "learning_rate": entry["learning_rate"]}
-            for entry in self.state.log_history
-            if "loss" in entry
-        ]
 
 
 def checkpoint_activations(model: OspreyTPForConditionalGeneration) -> None:

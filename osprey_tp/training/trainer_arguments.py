@@ -59,6 +59,7 @@ def training_arguments(settings: RunSettings, folder: Path) -> TrainingArguments
         seed=settings.seed,
         data_seed=settings.seed,
         logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
         save_steps=settings.save_every,
         save_total_limit=settings.keep_checkpoints,
         use_cpu=on_cpu,
