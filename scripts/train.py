@@ -3,6 +3,7 @@
     python -m scripts.train --config scripts/configs/tiny/stage2.yaml model=runs/stage1 output=runs/stage2
     torchrun --nproc_per_node 8 -m scripts.train --config scripts/configs/vicuna_7b/stage3.yaml
     deepspeed --module scripts.train --config scripts/configs/vicuna_7b/stage3.yaml deepspeed=zero2.json
+    python -m scripts.train --config scripts/configs/vicuna_7b/stage3.yaml --dry-run --size vicuna-7b --samples 1000000
 
 Every setting of the file can be given anew as key=value; `osprey_tp/training/arguments.py` describes them. The output
 folder appears when the run is complete: model, processor, run_settings.yaml, training_data.json, training_log.json,
@@ -20,6 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts import dry_run
+
 if TYPE_CHECKING:
     from data_pipelines.dataset import ConversationDataset
     from osprey_tp.processing import OspreyTPProcessor
@@ -31,9 +34,13 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     try:
-        train(options.config, options.settings)
+        dry_run.require_dry_run(options)
+        if options.dry_run:
+            dry_run.dry_run(options.config, options.settings, options)
+        else:
+            train(options.config, options.settings)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
@@ -134,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    dry_run.add_arguments(parser)
     return parser
 
 
