@@ -268,7 +268,7 @@ def _memory(settings: RunSettings, result: RunEstimate) -> Iterator[str]:
     )
     for row in result.memory:
         yield _memory_row(row)
-    yield f"Of the activations, one float32 copy of the logits takes {_gib(result.logits_bytes)}."
+    yield f"Of the activations, one float32 copy of the logits takes {gib(result.logits_bytes)}."
     chosen = "checkpointed" if settings.gradient_checkpointing else "kept"
     yield f"This run has activations {chosen}; DeepSpeed's file: {settings.deepspeed or 'none'}."
     yield "Without DeepSpeed, autocast keeps copies of float32 weights beside the activations."
@@ -279,15 +279,16 @@ def _memory_row(row: MemoryEstimate) -> str:
     states = row.states
     checkpointed, kept = states.total + row.checkpointed, states.total + row.activations
     return (
-        f"{row.sharding:<12}{_gib(states.weights):>10}{_gib(states.gradients):>11}{_gib(states.optimizer):>11}  "
-        f"{_gib(row.checkpointed):>12}{_gib(row.activations):>8}  {_gib(checkpointed):>14}{_gib(kept):>8}"
-        f"{_gib(states.host) if states.host else '-':>8}"
+        f"{row.sharding:<12}{gib(states.weights):>10}{gib(states.gradients):>11}{gib(states.optimizer):>11}  "
+        f"{gib(row.checkpointed):>12}{gib(row.activations):>8}  {gib(checkpointed):>14}{gib(kept):>8}"
+        f"{gib(states.host) if states.host else '-':>8}"
     )
 
 
-def _gib(number: float) -> str:
-    gib = number / 2**30
-    return f"{gib:,.1f}" if gib >= 0.1 or not gib else f"{gib:.2g}"
+def gib(number: float) -> str:
+    """Bytes in GiB, with two digits at least where they are few."""
+    value = number / 2**30
+    return f"{value:,.1f}" if value >= 0.1 or not value else f"{value:.2g}"
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ Attention takes the fused kernel of the CPU, which keeps as much as those of GPU
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import IGNORED_LABEL
+from osprey_tp.tiling import TilePlan
 from osprey_tp.training.estimation import ModelSize, SampleShape
 from osprey_tp.training.stages import (
     PartSummary,
@@ -114,6 +115,7 @@ class Rehearsal:
     model: OspreyTPForConditionalGeneration
     parts: list[PartSummary]
     precision: Precision
+    _checkpointing: bool = False
 
     @classmethod
     def of(
@@ -135,12 +137,7 @@ class Rehearsal:
             attention: `eager` keeps all attention weights; every other one is taken for `sdpa`.
         """
         with torch.device("meta"):
-            model = OspreyTPForConditionalGeneration._from_config(
-                config, dtype=precision.trained, attn_implementation="eager" if attention == "eager" else "sdpa"
-            )
-        parts = apply_stage(model, stage)
-        if adapter is not None:
-            attach_adapter(model, adapter)
+            model, parts = staged_model(config, stage, precision.trained, adapter, attention)
         _take_shapes_alone(model, precision.frozen)
         model.train()
         keep_frozen_tower_in_evaluation_mode(model)
@@ -185,11 +182,22 @@ class Rehearsal:
         return StepCost(forward, ledger.flops - forward, ledger.peak)
 
     def _set_checkpointing(self, wanted: bool) -> None:
-        if wanted and not self.model.is_gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        elif self.model.is_gradient_checkpointing and not wanted:
-            self.model.gradient_checkpointing_disable()
+        if wanted and not self._checkpointing:
+            checkpoint_activations(self.model)
+        elif self._checkpointing and not wanted:
+            _activation_method(self.model, "checkpointing_disable")()
             self.model.disable_input_require_grads()
+        self._checkpointing = wanted
+
+
+def checkpoint_activations(model: OspreyTPForConditionalGeneration) -> None:
+    """Compute activations again in the backward pass, layer by layer, without reentrant autograd."""
+    _activation_method(model, "checkpointing_enable")({"use_reentrant": False})
+
+
+def _activation_method(model: OspreyTPForConditionalGeneration, name: str) -> Callable[..., None]:
+    """A method that transformers calls `activation_...`, and in older versions `gradient_...`."""
+    return getattr(model, f"activation_{name}", None) or getattr(model, f"gradient_{name}")
 
 
 def batch_inputs(config: OspreyTPConfig, batch: Sequence[SampleShape]) -> dict[str, Tensor]:
@@ -204,7 +212,8 @@ def batch_inputs(config: OspreyTPConfig, batch: Sequence[SampleShape]) -> dict[s
     ids = torch.zeros(len(batch), length, dtype=torch.long)
     attention_mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORED_LABEL)
-    plans, picture_of_region = [], []
+    plans: list[TilePlan] = []
+    picture_of_region: list[int] = []
     for row, sample in enumerate(batch):
         plan = sample.plan(config.tiling)
         visual = 0 if plan is None else plan.num_visual_tokens
@@ -233,16 +242,28 @@ def batch_inputs(config: OspreyTPConfig, batch: Sequence[SampleShape]) -> dict[s
     }
 
 
-def attach_adapter(model: OspreyTPForConditionalGeneration, adapter: Adapter) -> None:
-    """Freeze the language model and put LoRA's matrices beside its linear layers, where it trains."""
-    from peft import LoraConfig, inject_adapter_in_model
+def staged_model(
+    config: OspreyTPConfig, stage: Stage, dtype: torch.dtype, adapter: Adapter | None, attention: str = "sdpa"
+) -> tuple[OspreyTPForConditionalGeneration, list[PartSummary]]:
+    """A model with random weights on the current default device, to which stage and adapters have been applied.
 
-    for parameter in parameters_of(model, "language_model"):
-        parameter.requires_grad_(False)
-    decoder = model.model.language_model
-    linear = {name.rpartition(".")[2] for name, _ in _linear_layers(decoder)}
-    targets = sorted(linear if "all-linear" in adapter.targets else adapter.targets)
-    inject_adapter_in_model(LoraConfig(r=adapter.rank, lora_dropout=adapter.dropout, target_modules=targets), decoder)
+    Args:
+        config: Of the model.
+        stage: What trains.
+        dtype: Of all weights.
+        adapter: LoRA in place of training the language model itself.
+        attention: `eager` keeps all attention weights; every other one is taken for `sdpa`.
+
+    Returns:
+        The model, and the stage's table of its parts, before adapters.
+    """
+    model = OspreyTPForConditionalGeneration._from_config(
+        config, dtype=dtype, attn_implementation="eager" if attention == "eager" else "sdpa"
+    )
+    parts = apply_stage(model, stage)
+    if adapter is not None:
+        _attach_adapter(model, adapter)
+    return model, parts
 
 
 def frozen_linear_weights(module: nn.Module) -> list[int]:
@@ -299,6 +320,18 @@ class Ledger(TorchDispatchMode):
 
     def _remove(self, key: int) -> None:
         self._current -= self._sizes.pop(key)
+
+
+def _attach_adapter(model: OspreyTPForConditionalGeneration, adapter: Adapter) -> None:
+    """Freeze the language model and put LoRA's matrices beside its linear layers, where it trains."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    for parameter in parameters_of(model, "language_model"):
+        parameter.requires_grad_(False)
+    decoder = model.model.language_model
+    linear = {name.rpartition(".")[2] for name, _ in _linear_layers(decoder)}
+    targets = sorted(linear if "all-linear" in adapter.targets else adapter.targets)
+    inject_adapter_in_model(LoraConfig(r=adapter.rank, lora_dropout=adapter.dropout, target_modules=targets), decoder)
 
 
 def _linear_layers(module: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -33,8 +33,7 @@ def start_configuration(settings: RunSettings, size: str | None = None) -> Ospre
     if size is not None:
         return _with_geometry(SIZES[size], geometry)
     if settings.model is not None:
-        _require_configuration("model", settings.model)
-        return OspreyTPConfig.from_pretrained(settings.model)
+        return OspreyTPConfig.from_pretrained(_with_configuration("model", settings.model))
     language = _sub_configuration("language_model", settings.language_model)
     vision = _sub_configuration("vision_tower", settings.vision_tower)
     vision = getattr(vision, "vision_config", vision)
@@ -69,15 +68,14 @@ def _with_geometry(make: Callable[..., OspreyTPConfig], choices: Mapping[str, An
 
 
 def _sub_configuration(name: str, folder: str | None) -> PreTrainedConfig:
-    _require_configuration(name, folder)
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    return AutoConfig.from_pretrained(_with_configuration(name, folder), local_files_only=True)
 
 
-def _require_configuration(name: str, folder: str | None) -> None:
-    if not (Path(folder or "") / "config.json").is_file():
-        raise ValueError(
-            f"{name} {folder} holds no config.json; name a folder that has one, or take --size {', '.join(SIZES)}"
-        )
+def _with_configuration(name: str, folder: str | None) -> Path:
+    path = Path(folder or "")
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{name} {folder} holds no config.json; name a folder that has one, or give --size vicuna-7b")
+    return path
 
 
 def _tokenizer(folder: str | None) -> Any:
