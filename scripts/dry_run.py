@@ -251,7 +251,7 @@ def _flops(result: RunEstimate, rate: float) -> Iterator[str]:
         ("all", flops.total),
     )
     for name, value in rows:
-        yield f"{name:<24}{value / 1e12:>14,.4g}{value / a_step / 1e12:>12,.4g}"
+        yield f"{name:<24}{_tera(value):>14}{_tera(value / a_step):>12}"
     seconds = result.seconds(rate)
     yield f"at {rate:.3g} FLOP/s on each of {result.processes}: {_duration(seconds / result.steps)} a step, " + (
         f"{_duration(seconds)} in all"
@@ -289,6 +289,11 @@ def gib(number: float) -> str:
     """Bytes in GiB, with two digits at least where they are few."""
     value = number / 2**30
     return f"{value:,.1f}" if value >= 0.1 or not value else f"{value:.2g}"
+
+
+def _tera(number: float) -> str:
+    value = number / 1e12
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:

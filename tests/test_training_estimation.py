@@ -195,7 +195,7 @@ def test_a_frozen_tower_keeps_nothing_for_a_backward_pass() -> None:
 
 @pytest.mark.parametrize("processes", [1, 8, 64])
 def test_memory_of_the_state_is_that_of_deepspeed(processes: int) -> None:
-    """Full fine-tuning in bf16; at stage 3 DeepSpeed's function leaves out the 16-bit gradients, at offload the GPU's."""
+    """Full fine-tuning in bf16; at stage 3 DeepSpeed's function leaves out the 16-bit gradients."""
     total, largest = 6_738_415_616, 131_072_000
     size = ModelSize(parameters=total, trainable=total, largest_layer=largest)
 

@@ -201,9 +201,10 @@ def state_memory(
     if sharding == "2":
         return StateMemory(weights, gradients / processes, optimizer)
     largest = compute_bytes * size.largest_layer
+    its_gradient = compute_bytes * min(size.largest_layer, size.trainable)
     if sharding == "3":
-        return StateMemory(weights / processes + largest, gradients / processes + largest, optimizer)
-    return StateMemory(largest, largest, 0.0, host=weights / processes + optimizer)
+        return StateMemory(weights / processes + largest, gradients / processes + its_gradient, optimizer)
+    return StateMemory(largest, its_gradient, 0.0, host=weights / processes + optimizer)
 
 
 def _quantile(ordered: Sequence, share: float) -> Any:

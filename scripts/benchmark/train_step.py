@@ -1,7 +1,7 @@
 """Optimiser steps of a model with random weights: samples, tokens and FLOPs a second, peak memory, beside the estimate.
 
     python -m scripts.benchmark train-step                                    # tiny, on any machine
-    python -m scripts.benchmark train-step --size vicuna-7b --batch-size 4    # a GPU: stage 2, stage 3 with LoRA and full
+    python -m scripts.benchmark train-step --size vicuna-7b --batch-size 4    # a GPU: stages 2, 3 (LoRA), 3 (full)
 
 A step is what one process of a run without DeepSpeed does: model, loss and AdamW as training has them, autocast over
 float32 weights that train, frozen weights in bf16, non-reentrant gradient checkpointing, clipped gradients. The loop is
