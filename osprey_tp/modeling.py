@@ -69,9 +69,12 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
             (levels, tiles, n·n, C), the hidden states at `feature_layers` without class tokens.
         """
         layers = self.config.feature_layers
-        states = self.vision_tower(
-            pixel_values.to(self.vision_tower.dtype), output_hidden_states=sorted(set(layers)), return_dict=True
-        ).hidden_states
+        # gradient checkpointing asks every embedding for gradients, and a frozen tower would keep all activations
+        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            states = self.vision_tower(
+                pixel_values.to(self.vision_tower.dtype), output_hidden_states=sorted(set(layers)), return_dict=True
+            ).hidden_states
         cells = self.config.tiling.cells_per_tile
         return torch.stack([states[layer][:, -cells:] for layer in layers])
 

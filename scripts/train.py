@@ -3,6 +3,7 @@
     python -m scripts.train --config scripts/configs/tiny/stage2.yaml model=runs/stage1 output=runs/stage2
     torchrun --nproc_per_node 8 -m scripts.train --config scripts/configs/vicuna_7b/stage3.yaml
     deepspeed --module scripts.train --config scripts/configs/vicuna_7b/stage3.yaml deepspeed=zero2.json
+    python -m scripts.train --config scripts/configs/vicuna_7b/stage3.yaml --dry-run --size vicuna-7b --samples 1000000
 
 Every setting of the file can be given anew as key=value; `osprey_tp/training/arguments.py` describes them. The output
 folder appears when the run is complete: model, processor, run_settings.yaml, run_configuration.json,
@@ -24,6 +25,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scripts import dry_run
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -42,8 +45,12 @@ HELD_OUT_SEED = 0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     try:
+        dry_run.require_dry_run(options)
+        if options.dry_run:
+            dry_run.dry_run(options.config, options.settings, options)
+            return 0
         return train(options.config, options.settings)
     except (ValueError, OSError) as error:
         if _is_first_process() or not isinstance(error, _raised_together()):
@@ -316,6 +323,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that replace those of the file")
+    dry_run.add_arguments(parser)
     return parser
 
 

@@ -37,6 +37,7 @@ COMMANDS = (
     "scripts.benchmark",
     "scripts.benchmark prepare",
     "scripts.benchmark sample",
+    "scripts.benchmark train-step",
     "scripts.quickstart",
     "scripts.quickstart_report",
     "scripts.pretrain_tiny_tower",

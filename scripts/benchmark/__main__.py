@@ -47,6 +47,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "sample": Benchmark(
         "sample", "one training sample part by part: picture, tiles, regions, text; against bare libraries"
     ),
+    "train-step": Benchmark(
+        "train_step", "optimiser steps of a random model: samples, tokens and FLOPs a second, utilisation, memory"
+    ),
 }
 
 
