@@ -197,7 +197,7 @@ def _shape(
         raise ValueError(f"{error} (record {record.id})") from error
     tiling = processor.image_processor.tiling
     grid = tiling.choose_grid(record.height, record.width) if record.has_image else None
-    return SampleShape(grid, counts.regions, counts.total)
+    return SampleShape(grid, counts.regions // processor.tokens_per_region, counts.total)
 
 
 def table(settings: RunSettings, result: RunEstimate, data: Data, rate: float) -> str:
@@ -218,8 +218,6 @@ def _parameters(result: RunEstimate) -> Iterator[str]:
     from osprey_tp.training.stages import format_table
 
     yield format_table(result.parts)
-    if result.adapter_parameters:
-        yield f"{'adapters':<16}{result.adapter_parameters:>16,}  yes, in place of the language model itself"
     share = 100 * result.size.trainable / result.size.parameters
     yield f"{'all':<16}{result.size.parameters:>16,}  {result.size.trainable:,} train ({share:.1f}%)"
 

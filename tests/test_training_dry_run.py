@@ -1,7 +1,6 @@
 """The dry run of the train command: what it prints, writes down and refuses, with and without weights and records."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from osprey_tp import OspreyTPForConditionalGeneration, OspreyTPProcessor
 from osprey_tp.configuration import TINY_TEXT, TINY_VISION, OspreyTPConfig
 from osprey_tp.processing import add_region_tokens
 from osprey_tp.tiling import TilePlan, count_visual_tokens
+from osprey_tp.training.adapters import AdapterSettings
 from osprey_tp.training.arguments import load_settings
 from osprey_tp.training.estimation_start import SIZES, start_configuration
 from scripts import dry_run, train
@@ -121,24 +121,17 @@ def test_a_language_model_and_a_tower_without_weights_are_put_together(tmp_path:
     assert start_configuration(given).image_token_id == add_region_tokens(llama_tokenizer())["image_token_id"]
 
 
-@dataclass(frozen=True)
-class AdapterSettings:
-    kind: str = "qlora"
-    rank: int = 4
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-
-
 def test_adapters_are_counted(tmp_path: Path) -> None:
     from osprey_tp.training.estimation import SampleShape
     from osprey_tp.training.estimation_run import estimate
 
     given = load_settings(None, settings())
-    object.__setattr__(given, "adapter", AdapterSettings())
+    object.__setattr__(given, "adapter", AdapterSettings("lora", rank=2))
     config = OspreyTPConfig.tiny()
     result = estimate(given, config, [SampleShape((1, 1), 1, 40)], samples=10, processes=2)
     width, heads = config.text_config.hidden_size, 2 * config.text_config.hidden_size // 4
-    assert result.adapter_parameters == config.text_config.num_hidden_layers * 4 * (2 * width + width + heads)
+    adapters = next(row.parameters for row in result.parts if row.part == "adapters")
+    assert adapters == config.text_config.num_hidden_layers * 4 * (2 * width + width + heads)
     assert [row.sharding for row in result.memory] == ["none", "1", "2"]
 
 

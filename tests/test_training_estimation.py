@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from osprey_tp import OspreyTPConfig, OspreyTPForConditionalGeneration
+from osprey_tp.training.adapters import AdapterSettings
 from osprey_tp.training.estimation import (
     SHARDINGS,
     Distribution,
@@ -24,8 +25,9 @@ from osprey_tp.training.estimation import (
     state_memory,
     typical_batch,
 )
-from osprey_tp.training.estimation_rehearsal import Adapter, Precision, Rehearsal, batch_inputs, checkpoint_activations
+from osprey_tp.training.estimation_rehearsal import Precision, Rehearsal, batch_inputs
 from osprey_tp.training.stages import STAGES, apply_stage, keep_frozen_tower_in_evaluation_mode
+from osprey_tp.training.trainer import checkpoint_activations
 
 from .tiny_models import tiny_model
 
@@ -114,7 +116,7 @@ def test_parameters_are_those_of_a_real_model(stage: int) -> None:
 def test_lora_adds_two_matrices_to_every_linear_layer_and_freezes_the_layers() -> None:
     config = OspreyTPConfig.tiny()
     whole = Rehearsal.of(config, STAGES[3], BFLOAT16)
-    adapted = Rehearsal.of(config, STAGES[3], BFLOAT16, adapter=Adapter(rank=4)).size()
+    adapted = Rehearsal.of(config, STAGES[3], BFLOAT16, adapter=AdapterSettings("lora", rank=4)).size()
     text = config.text_config
     width, inner, heads = text.hidden_size, text.intermediate_size, 2 * text.hidden_size // 4
     layers = [(width, width), (width, heads), (width, heads), (width, width)]
@@ -123,9 +125,10 @@ def test_lora_adds_two_matrices_to_every_linear_layer_and_freezes_the_layers() -
     parts = {part.part: part.parameters for part in whole.parts}
     assert adapted.parameters == whole.size().parameters + adapters
     assert adapted.trainable == parts["projector"] + parts["region_encoder"] + adapters
-    queries = Rehearsal.of(config, STAGES[3], BFLOAT16, adapter=Adapter(rank=4, targets=("q_proj",))).size()
+    of_queries = AdapterSettings("lora", rank=4, targets=("q_proj",))
+    queries = Rehearsal.of(config, STAGES[3], BFLOAT16, adapter=of_queries).size()
     assert queries.parameters == whole.size().parameters + text.num_hidden_layers * 4 * 2 * width
-    quantised = Rehearsal.of(config, STAGES[3], BFLOAT16, adapter=Adapter("qlora")).size(quantised=True)
+    quantised = Rehearsal.of(config, STAGES[3], BFLOAT16, adapter=AdapterSettings("qlora")).size(quantised=True)
     assert quantised.quantised == text.num_hidden_layers * sum(a * b for a, b in layers)
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,15 @@ from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import IGNORED_LABEL
 from osprey_tp.tiling import TilePlan
+from osprey_tp.training.adapters import AdapterSettings, add_adapters
 from osprey_tp.training.estimation import ModelSize, SampleShape
 from osprey_tp.training.stages import (
     PartSummary,
     Stage,
     apply_stage,
     keep_frozen_tower_in_evaluation_mode,
-    parameters_of,
 )
+from osprey_tp.training.trainer import checkpoint_activations
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,6 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """LoRA adapters on linear layers of the language model.
-
-    Attributes:
-        kind: `lora`, or `qlora` where the layers are held in 4 bits.
-        rank: Of the update.
-        dropout: Share of an adapter's inputs that is left out.
-        targets: Names of the layers, or `all-linear`.
-    """
-
-    kind: Literal["lora", "qlora"] = "lora"
-    rank: int = 64
-    dropout: float = 0.05
-    targets: tuple[str, ...] = ("all-linear",)
-
-
-@dataclass(frozen=True)
 class StepCost:
     """What one forward and backward pass of a batch costs.
 
@@ -108,7 +92,7 @@ class Rehearsal:
 
     Attributes:
         model: Its parameters are fake tensors.
-        parts: What the stage trains, before adapters.
+        parts: What the stage trains.
         precision: Dtypes that it was made in.
     """
 
@@ -124,7 +108,7 @@ class Rehearsal:
         stage: Stage,
         precision: Precision,
         *,
-        adapter: Adapter | None = None,
+        adapter: AdapterSettings | None = None,
         attention: str = "sdpa",
     ) -> Rehearsal:
         """Make the model without memory, apply the stage, attach the adapters.
@@ -190,11 +174,6 @@ class Rehearsal:
         self._checkpointing = wanted
 
 
-def checkpoint_activations(model: OspreyTPForConditionalGeneration) -> None:
-    """Compute activations again in the backward pass, layer by layer, without reentrant autograd."""
-    _activation_method(model, "checkpointing_enable")({"use_reentrant": False})
-
-
 def _activation_method(model: OspreyTPForConditionalGeneration, name: str) -> Callable[..., None]:
     """A method that transformers calls `activation_...`, and in older versions `gradient_...`."""
     return getattr(model, f"activation_{name}", None) or getattr(model, f"gradient_{name}")
@@ -217,7 +196,7 @@ def batch_inputs(config: OspreyTPConfig, batch: Sequence[SampleShape]) -> dict[s
     for row, sample in enumerate(batch):
         plan = sample.plan(config.tiling)
         visual = 0 if plan is None else plan.num_visual_tokens
-        text = visual + sample.regions
+        text = visual + config.tokens_per_region * sample.regions
         if text >= sample.tokens or (sample.regions and plan is None):
             raise ValueError(
                 f"a sample of {sample.tokens} tokens cannot hold {visual} visual tokens, {sample.regions} regions and "
@@ -231,6 +210,8 @@ def batch_inputs(config: OspreyTPConfig, batch: Sequence[SampleShape]) -> dict[s
             picture_of_region += [len(plans)] * sample.regions
             plans.append(plan)
     tiles, side = sum(plan.num_tiles for plan in plans), config.tiling.tile_size
+    shape = (len(picture_of_region), config.spatial_side, config.spatial_side)
+    shapes = {"region_shapes": torch.ones(shape)} if config.tokens_per_region > 1 else {}
     return {
         "input_ids": ids,
         "attention_mask": attention_mask,
@@ -239,11 +220,12 @@ def batch_inputs(config: OspreyTPConfig, batch: Sequence[SampleShape]) -> dict[s
         "tile_grids": torch.tensor([(plan.rows, plan.cols) for plan in plans], dtype=torch.long).reshape(-1, 2),
         "region_coverage": torch.ones(len(picture_of_region), max((plan.num_cells for plan in plans), default=0)),
         "region_image_index": torch.tensor(picture_of_region, dtype=torch.long),
+        **shapes,
     }
 
 
 def staged_model(
-    config: OspreyTPConfig, stage: Stage, dtype: torch.dtype, adapter: Adapter | None, attention: str = "sdpa"
+    config: OspreyTPConfig, stage: Stage, dtype: torch.dtype, adapter: AdapterSettings | None, attention: str = "sdpa"
 ) -> tuple[OspreyTPForConditionalGeneration, list[PartSummary]]:
     """A model with random weights on the current default device, to which stage and adapters have been applied.
 
@@ -255,15 +237,14 @@ def staged_model(
         attention: `eager` keeps all attention weights; every other one is taken for `sdpa`.
 
     Returns:
-        The model, and the stage's table of its parts, before adapters.
+        The model, and the stage's table of its modules.
     """
     model = OspreyTPForConditionalGeneration._from_config(
         config, dtype=dtype, attn_implementation="eager" if attention == "eager" else "sdpa"
     )
-    parts = apply_stage(model, stage)
     if adapter is not None:
-        _attach_adapter(model, adapter)
-    return model, parts
+        add_adapters(model, replace(adapter, kind="lora"), dtype)
+    return model, apply_stage(model, stage)
 
 
 def frozen_linear_weights(module: nn.Module) -> list[int]:
@@ -320,18 +301,6 @@ class Ledger(TorchDispatchMode):
 
     def _remove(self, key: int) -> None:
         self._current -= self._sizes.pop(key)
-
-
-def _attach_adapter(model: OspreyTPForConditionalGeneration, adapter: Adapter) -> None:
-    """Freeze the language model and put LoRA's matrices beside its linear layers, where it trains."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    for parameter in parameters_of(model, "language_model"):
-        parameter.requires_grad_(False)
-    decoder = model.model.language_model
-    linear = {name.rpartition(".")[2] for name, _ in _linear_layers(decoder)}
-    targets = sorted(linear if "all-linear" in adapter.targets else adapter.targets)
-    inject_adapter_in_model(LoraConfig(r=adapter.rank, lora_dropout=adapter.dropout, target_modules=targets), decoder)
 
 
 def _linear_layers(module: nn.Module) -> list[tuple[str, nn.Linear]]:

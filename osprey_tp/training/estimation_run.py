@@ -20,7 +20,7 @@ from osprey_tp.training.estimation import (
     state_memory,
     typical_batch,
 )
-from osprey_tp.training.estimation_rehearsal import Adapter, Precision, Rehearsal, StepCost
+from osprey_tp.training.estimation_rehearsal import Precision, Rehearsal, StepCost
 from osprey_tp.training.sampler import EpochSampler
 from osprey_tp.training.stages import PartSummary
 
@@ -75,8 +75,7 @@ class RunEstimate:
     """What a run needs.
 
     Attributes:
-        parts: Parameters of every part, and whether they train.
-        adapter_parameters: Of LoRA.
+        parts: Parameters of every module, and whether they train.
         size: Numbers of parameters in all.
         tokens: Of a sample.
         visual_tokens: Of a sample.
@@ -92,7 +91,6 @@ class RunEstimate:
     """
 
     parts: list[PartSummary]
-    adapter_parameters: int
     size: ModelSize
     tokens: Distribution
     visual_tokens: Distribution
@@ -150,7 +148,6 @@ def estimate(
     steps = optimizer_steps(samples, samples_a_step, settings.epochs, settings.max_steps)
     return RunEstimate(
         parts=parts,
-        adapter_parameters=size.parameters - sum(part.parameters for part in parts),
         size=size,
         tokens=Distribution.of([shape.tokens for shape in shapes]),
         visual_tokens=Distribution.of([shape.visual_tokens(config.tiling) for shape in shapes]),
@@ -176,7 +173,7 @@ class _Passes:
     def __init__(self, settings: RunSettings, config: OspreyTPConfig, progress: Iterator[Any]) -> None:
         self.settings = settings
         self.config = config
-        self.adapter = adapter_of(settings)
+        self.adapter = settings.adapter
         self._progress = progress
         self._rehearsal: Rehearsal | None = None
 
@@ -206,14 +203,6 @@ class _Passes:
         """Of the model, once a pass has been acted out."""
         assert self._rehearsal is not None
         return self._rehearsal.parts
-
-
-def adapter_of(settings: RunSettings) -> Adapter | None:
-    """The adapters that the run trains, if it has any."""
-    given = getattr(settings, "adapter", None)
-    if given is None:
-        return None
-    return Adapter(kind=given.kind, rank=given.rank, dropout=given.dropout, targets=tuple(given.targets))
 
 
 def _memory(

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from osprey_tp.configuration import OspreyTPConfig
     from osprey_tp.modeling import OspreyTPForConditionalGeneration
+    from osprey_tp.training.adapters import AdapterSettings
     from osprey_tp.training.estimation import SampleShape
-    from osprey_tp.training.estimation_rehearsal import Adapter, Precision, StepCost
+    from osprey_tp.training.estimation_rehearsal import Precision, StepCost
 
 CASES = ((2, "none"), (3, "lora"), (3, "none"))
 """(stage, adapter), all that is measured unless one is asked for."""
@@ -183,9 +184,9 @@ def _case(setup: _Setup, stage: int, adapter_name: str, peak: float) -> dict[str
     """One stage, measured, or why it is left out."""
     import torch
 
-    from osprey_tp.training.estimation_rehearsal import Adapter
+    from osprey_tp.training.adapters import AdapterSettings
 
-    adapter = Adapter() if adapter_name == "lora" else None
+    adapter = AdapterSettings("lora") if adapter_name == "lora" else None
     cost, needed = _estimated(setup, stage, adapter)
     trains = {2: "regions", 1: "projector"}.get(stage, "LoRA" if adapter else "full")
     case = {"stage": stage, "adapter": adapter_name, "trains": trains, "estimated_bytes": needed}
@@ -210,7 +211,7 @@ def _case(setup: _Setup, stage: int, adapter_name: str, peak: float) -> dict[str
     }
 
 
-def _estimated(setup: _Setup, stage: int, adapter: Adapter | None) -> tuple[StepCost, float]:
+def _estimated(setup: _Setup, stage: int, adapter: AdapterSettings | None) -> tuple[StepCost, float]:
     """FLOPs of a step with activations kept, which are those of the model, and bytes at its peak."""
     from osprey_tp.training.estimation import state_memory
     from osprey_tp.training.estimation_rehearsal import Rehearsal
@@ -223,7 +224,7 @@ def _estimated(setup: _Setup, stage: int, adapter: Adapter | None) -> tuple[Step
     return kept, states.total + run.peak_bytes
 
 
-def _measured(setup: _Setup, stage: int, adapter: Adapter | None) -> tuple[float, int, float]:
+def _measured(setup: _Setup, stage: int, adapter: AdapterSettings | None) -> tuple[float, int, float]:
     """Seconds of a step, bytes at the peak, loss of the last step."""
     import torch
 
@@ -247,12 +248,13 @@ def _measured(setup: _Setup, stage: int, adapter: Adapter | None) -> tuple[float
     return seconds, peak, loss.item()
 
 
-def _model(setup: _Setup, stage: int, adapter: Adapter | None) -> OspreyTPForConditionalGeneration:
+def _model(setup: _Setup, stage: int, adapter: AdapterSettings | None) -> OspreyTPForConditionalGeneration:
     """Random weights made on the device; those that train and those that do not in their own dtypes."""
     import torch
 
-    from osprey_tp.training.estimation_rehearsal import checkpoint_activations, staged_model
+    from osprey_tp.training.estimation_rehearsal import staged_model
     from osprey_tp.training.stages import STAGES, keep_frozen_tower_in_evaluation_mode
+    from osprey_tp.training.trainer import checkpoint_activations
 
     torch.manual_seed(0)
     precision = setup.precision
