@@ -126,7 +126,7 @@ def test_adapters_are_counted(tmp_path: Path) -> None:
     from osprey_tp.training.estimation_run import estimate
 
     given = load_settings(None, settings())
-    object.__setattr__(given, "adapter", AdapterSettings("lora", rank=2))
+    object.__setattr__(given, "adapter", AdapterSettings("qlora", rank=4, dropout=0.0, targets=("q_proj", "v_proj")))
     config = OspreyTPConfig.tiny()
     result = estimate(given, config, [SampleShape((1, 1), 1, 40)], samples=10, processes=2)
     width, heads = config.text_config.hidden_size, 2 * config.text_config.hidden_size // 4
