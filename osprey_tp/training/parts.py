@@ -108,7 +108,7 @@ def load_parts(model: OspreyTPForConditionalGeneration, path: Path) -> tuple[str
     for part, weights in parts.items():
         _require_fit(getattr(model.model, part), part, weights, file)
     for part, weights in parts.items():
-        _copy(getattr(model.model, part), weights)
+        copy_weights(getattr(model.model, part), weights)
     return tuple(parts)
 
 
@@ -203,8 +203,8 @@ def _require_fit(module: nn.Module, part: str, weights: Mapping[str, Tensor], fi
             )
 
 
-def _copy(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy `weights` into `module`, in its own dtype."""
+def copy_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy `weights` into `module`, in its own dtype; under ZeRO-3 those of the first process."""
     import torch
 
     own: dict[str, Tensor] = module.state_dict(keep_vars=True)

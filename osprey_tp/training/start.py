@@ -30,11 +30,15 @@ from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.model_folder import require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
+from osprey_tp.projector import build_projector
+from osprey_tp.region_encoder import RegionEncoder
 from osprey_tp.training.adapters import add_adapters, require_adapters_can_run
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.outputs import SETTINGS_FILE
-from osprey_tp.training.parts import load_parts, parts_in
+from osprey_tp.training.parts import copy_weights, load_parts, parts_in
 from osprey_tp.training.stages import PARTS, Stage
+
+_BUILDERS = {"projector": build_projector, "region_encoder": RegionEncoder}
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -53,24 +57,23 @@ def load_start(settings: RunSettings) -> tuple[OspreyTPForConditionalGeneration,
     if settings.adapter is not None:
         require_adapters_can_run(settings.adapter)
     given = {part for path in settings.initial_parts for part in parts_in(Path(path))}
-    set_seed(settings.seed)  # new weights are the same on every process, and below however the rest was loaded
     if settings.model is not None:
         folder = Path(settings.model)
         _require_begun_by_an_earlier_stage(folder, stage, given)
-        model, processor = _read_model(folder, settings.attention, given.union(stage.may_begin_new))
+        model, processor = _read_model(folder, settings, given.union(stage.may_begin_new))
     else:
         model, processor = _put_together(settings)
         _require_begun(settings, stage, given)
     for path in settings.initial_parts:
         load_parts(model, Path(path))
     if settings.adapter is not None:
-        set_seed(settings.seed)
+        set_seed(settings.seed)  # new weights are the same on every process, however the rest was loaded
         add_adapters(model, settings.adapter, COMPUTE_DTYPES[settings.precision])
     return model, processor
 
 
 def _read_model(
-    folder: Path, attention: str, may_begin_new: set[str]
+    folder: Path, settings: RunSettings, may_begin_new: set[str]
 ) -> tuple[OspreyTPForConditionalGeneration, OspreyTPProcessor]:
     """Model and processor of a model folder; parts of `may_begin_new` may lack all of their weights."""
     require_merged(folder)
@@ -80,7 +83,12 @@ def _read_model(
     with _naming(folder):
         processor = OspreyTPProcessor.from_pretrained(folder, local_files_only=True)
         processor.check_fits(config)
-    model = _load(OspreyTPForConditionalGeneration, folder, attention, may_begin_new)
+    model, missing = _load(OspreyTPForConditionalGeneration, folder, settings.attention)
+    with _naming(folder):
+        new = _new_parts(model, missing, may_begin_new)
+    set_seed(settings.seed)
+    for part in new:
+        _begin_new(model, part)
     return model, processor
 
 
@@ -93,8 +101,13 @@ def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGenerati
     with _naming(language):
         tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
     token_ids = add_region_tokens(tokenizer, geometry.get("preset", "recommended"))
-    language_model = _load(AutoModelForCausalLM, language, settings.attention)
-    tower = _load(AutoModel, vision, settings.attention)
+    halves = []
+    for loader, folder in ((AutoModelForCausalLM, language), (AutoModel, vision)):
+        half, missing = _load(loader, folder, settings.attention)
+        with _naming(folder):
+            _new_parts(half, missing, set())
+        halves.append(half)
+    language_model, tower = halves
     set_seed(settings.seed)
     with _naming("geometry"), _undivided():
         model = OspreyTPForConditionalGeneration.from_parts(tower, language_model, **(token_ids | geometry))
@@ -104,8 +117,8 @@ def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGenerati
     return model, processor
 
 
-def _load(loader: Any, folder: Path, attention: str, may_begin_new: set[str] | None = None) -> Any:
-    """`from_pretrained` in float32 that takes no missing, surplus or ill-shaped weight without a word."""
+def _load(loader: Any, folder: Path, attention: str) -> tuple[Any, list[str]]:
+    """`from_pretrained` in float32 that refuses surplus and ill-shaped weights, and names those that are missing."""
     with _naming(folder), _quiet():
         try:
             model, found = loader.from_pretrained(
@@ -116,6 +129,13 @@ def _load(loader: Any, folder: Path, attention: str, may_begin_new: set[str] | N
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
+        except RuntimeError as error:  # ZeRO-3 does not list shapes that differ
+            if "size mismatch" not in str(error):
+                raise
+            found_shapes = str(error).partition("You may consider")[0]
+            raise ValueError(
+                f"the weights do not fit config.json: {found_shapes}; restore the config.json that was saved with them"
+            ) from error
         except ImportError as error:
             raise ValueError(
                 f"attention={attention} needs a package that is missing ({error}); take attention=sdpa"
@@ -126,18 +146,18 @@ def _load(loader: Any, folder: Path, attention: str, may_begin_new: set[str] | N
                 f"{len(found['mismatched_keys'])} weights have other shapes than config.json asks for, among them "
                 f"{name}: {tuple(saved)}, not {tuple(needed)}; restore the config.json that was saved with the weights"
             )
-        _require_weights(model, sorted(found["missing_keys"]), may_begin_new or set())
         if found["unexpected_keys"] and isinstance(model, OspreyTPForConditionalGeneration):
             surplus = sorted(found["unexpected_keys"])
             raise ValueError(
                 f"{len(surplus)} weights belong to no module of config.json, among them {surplus[0]}; restore the "
                 "config.json that was saved with the weights"
             )
-    return model
+    return model, sorted(found["missing_keys"])
 
 
-def _require_weights(model: PreTrainedModel, missing: Sequence[str], may_begin_new: set[str]) -> None:
-    """Raise ValueError for missing weights, but those of a part that may begin new and has none at all."""
+def _new_parts(model: PreTrainedModel, missing: Sequence[str], may_begin_new: set[str]) -> list[str]:
+    """The parts of which all weights are missing, and may be; ValueError for any other that is missing."""
+    new = []
     for part in PARTS:
         prefix = f"model.{part}."
         of_part = [name for name in missing if name.startswith(prefix)]
@@ -146,6 +166,7 @@ def _require_weights(model: PreTrainedModel, missing: Sequence[str], may_begin_n
         total = sum(name.startswith(prefix) for name, _ in model.named_parameters())
         missing = [name for name in missing if name not in of_part]
         if len(of_part) == total and part in may_begin_new:
+            new.append(part)
             continue
         raise ValueError(
             f"the weights of the {part} are missing ({len(of_part)} of {total}, among them {of_part[0]}); start from "
@@ -155,6 +176,16 @@ def _require_weights(model: PreTrainedModel, missing: Sequence[str], may_begin_n
         raise ValueError(
             f"{len(missing)} weights are missing, among them {missing[0]}; copy the folder again, all of its files"
         )
+    return new
+
+
+def _begin_new(model: OspreyTPForConditionalGeneration, part: str) -> None:
+    """Draw the weights of a part; under ZeRO-3 they are those that a single process would draw."""
+    if part not in _BUILDERS:
+        return  # initial_parts gives its weights
+    fresh = _BUILDERS[part](model.config)
+    fresh.apply(model._init_weights)
+    copy_weights(getattr(model.model, part), fresh.state_dict())
 
 
 def _require_begun_by_an_earlier_stage(folder: Path, stage: Stage, given: set[str]) -> None:
