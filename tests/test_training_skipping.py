@@ -15,6 +15,7 @@ from osprey_tp.processing import chat_template
 from osprey_tp.training.collator import ConversationCollator
 from osprey_tp.training.samples import TolerantDataset, UnusableSample
 from osprey_tp.training.skipping import SkippingCollator
+from osprey_tp.training.trainer import StageTrainer
 from scripts import train
 
 from .test_training_checkpoints import before_step, break_off, error_of
@@ -191,6 +192,23 @@ def test_a_run_that_goes_on_counts_on(whole, start, damaged, tmp_path) -> None:
     assert train.main(arguments) == 0
     for name in ("skipped.jsonl", "training_log.json", "model.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_step_of_which_nothing_is_left_teaches_nothing(start, damaged, tmp_path, monkeypatch) -> None:
+    losses = []
+    training_step = StageTrainer.training_step
+
+    def noting(trainer: StageTrainer, *rest: object) -> torch.Tensor:
+        losses.append(training_step(trainer, *rest))
+        return losses[-1]
+
+    monkeypatch.setattr(StageTrainer, "training_step", noting)
+    arguments = arguments_of(start, damaged, tmp_path / "out", "on_missing_image=skip", "batch_size=1")
+    assert train.main([*arguments, f"max_steps={RECORDS}"]) == 0
+    skipped = [json.loads(line)["step"] for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert len(skipped) == 2
+    assert torch.isfinite(torch.stack(losses)).all()
+    assert [step for step, loss in enumerate(losses, start=1) if loss == 0] == skipped
 
 
 def test_too_many_skips_end_the_run_and_a_higher_bound_lets_it_go_on(start, damaged, tmp_path, capsys) -> None:
