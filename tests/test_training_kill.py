@@ -63,7 +63,7 @@ def test_killed_at_ten_moments_a_run_comes_to_the_same_weights_and_log(start, re
 @pytest.mark.parametrize("zero", [2, 3])
 def test_two_processes_under_zero_go_on_to_the_same_loss(start, records, tmp_path, training, zero) -> None:
     file = ROOT / "scripts" / "configs" / "deepspeed" / f"zero{zero}.json"
-    arguments = [*arguments_of(start, records), "batch_size=1", f"deepspeed={file}"]
+    arguments = [*arguments_of(start, records), "batch_size=1", "max_steps=5", "log_every=1", f"deepspeed={file}"]
     whole, output = tmp_path / "whole", tmp_path / "killed"
     found = training.run(arguments, whole, processes=2)
     assert found["codes"] == [0, 0], found["said"]
