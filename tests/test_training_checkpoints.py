@@ -24,6 +24,7 @@ from scripts import train
 
 from .test_training_run import settings, write_records
 from .tiny_models import tiny_model
+from .training_logs import reproducible_log
 
 STEPS = 8
 
@@ -86,7 +87,7 @@ def run_until(step: int, arguments: list[str], output: Path) -> Path:
 
 
 def result_of(output: Path) -> tuple[bytes, bytes]:
-    return (output / "model.safetensors").read_bytes(), (output / "training_log.json").read_bytes()
+    return (output / "model.safetensors").read_bytes(), reproducible_log(output / "training_log.json")
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:

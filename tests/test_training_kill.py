@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from .killable_training import WarmTraining
 from .test_training_run import settings, write_records
 from .tiny_models import save_tiny_model
+from .training_logs import reproducible_log
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = 10
@@ -41,7 +42,7 @@ def arguments_of(start: Path, records: Path) -> list[str]:
 
 
 def result_of(output: Path) -> tuple[bytes, bytes]:
-    return (output / "model.safetensors").read_bytes(), (output / "training_log.json").read_bytes()
+    return (output / "model.safetensors").read_bytes(), reproducible_log(output / "training_log.json")
 
 
 def test_killed_at_ten_moments_a_run_comes_to_the_same_weights_and_log(start, records, tmp_path, training) -> None:
