@@ -23,6 +23,10 @@ ASSETS = Path("scripts/assets/tiny_tower")
 DEFAULT_OUT = Path("runs/quickstart")
 CONFIGS = Path("scripts/configs/tiny")
 SHUFFLE_SEED = 0
+SCORED_STAGES = (2, 3)
+"""Stages in which held-out samples are scored while they train."""
+
+HELD_OUT_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -143,12 +147,14 @@ def _stage(plan: Plan, number: int, title: str, seconds: float) -> Step:
     config = CONFIGS / f"stage{number}.yaml"
     settings = {key: _moved(value, plan.out) for key, value in yaml.safe_load(config.read_text("utf-8")).items()}
     model, output = Path(settings["model"]), Path(settings["output"])
-    records = map(Path, (*settings["data"], *settings.get("held_out", ())))
-    few = ("max_steps=2", "batch_size=4", "held_out_samples=4") if plan.trial else ()
+    held_out = [plan.records("test", "objects")] if number in SCORED_STAGES else []
+    records = [*map(Path, settings["data"]), *held_out]
+    few = ("max_steps=2", "batch_size=4") if plan.trial else ()
     overrides = [f"seed={plan.seed}", *few]
+    if held_out:
+        overrides += [f"held_out={held_out[0]}", f"held_out_samples={4 if plan.trial else HELD_OUT_SAMPLES}"]
     if plan.out != DEFAULT_OUT:
         overrides += [f"model={model}", f"data={json.dumps(settings['data'])}", f"output={output}"]
-        overrides += [f"held_out={json.dumps(settings['held_out'])}"] if "held_out" in settings else []
     return Step(
         output.name,
         f"{title} (stage {number})",

@@ -20,4 +20,4 @@ export OMP_NUM_THREADS=1
 
 cd "$root"
 say "running the suite"
-exec "$python" -m pytest -n 2 --dist worksteal "$@"
+exec "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from osprey_tp.training.arguments import load_settings
-from scripts.quickstart import DEFAULT_OUT, Plan, main, steps_of
+from scripts.quickstart import DEFAULT_OUT, HELD_OUT_SAMPLES, Plan, main, steps_of
 from scripts.steps import keys_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,8 @@ def test_stages_are_those_of_the_configuration_files_unless_they_go_elsewhere(
     for home, other in zip(at_home, elsewhere, strict=True):
         assert (home.name, home.after) == (other.name, other.after)
         if home.command[0] == "scripts.train":
-            assert home.command[3:] == ("seed=0",)
+            scored = (f"held_out={DEFAULT_OUT}/records/objects_test", f"held_out_samples={HELD_OUT_SAMPLES}")
+            assert home.command[3:] == ("seed=0", *(() if home.name == "stage1" else scored))
             settings, moved = (load_settings(Path(step.command[2]), step.command[3:]) for step in (home, other))
             assert moved.as_dict() == json.loads(
                 json.dumps(settings.as_dict()).replace(str(DEFAULT_OUT), str(tmp_path))
