@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data_pipelines.lengths import Wording, sample_length
 from data_pipelines.records import RecordFolder
 from data_pipelines.workers import map_in_order
+from osprey_tp.files import file_aside
 
 if TYPE_CHECKING:
     from osprey_tp.processing import OspreyTPProcessor
@@ -128,12 +129,9 @@ def _read(file: Path, records: int) -> NDArray[np.int32] | None:
 
 
 def _write(place: Path, name: str, lengths: NDArray[np.int32]) -> None:
-    """Write aside and rename, so that nobody reads half a file."""
     place.mkdir(parents=True, exist_ok=True)
-    aside = place / f"{name}.{os.getpid()}"
-    with aside.open("wb") as file:
+    with file_aside(place / name, place / f"{name}.{os.getpid()}") as aside, aside.open("wb") as file:
         np.save(file, lengths)
-    aside.replace(place / name)
 
 
 def padding_share(lengths: Sequence[int] | NDArray[np.int32], batch: int) -> float:

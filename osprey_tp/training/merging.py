@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from osprey_tp.configuration import OspreyTPConfig
+from osprey_tp.files import folder_aside
 from osprey_tp.model_folder import ADAPTER_FOLDER
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor
@@ -38,13 +39,11 @@ def merge(run: Path, out: Path, overrides: Sequence[str] = ()) -> None:
         if not (run / name).is_file():
             raise ValueError(f"{run} is not what a run with adapters wrote, it lacks {name}")
     model, processor = merged(run, overrides)
-    aside = out.with_name(f"{out.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
-    processor.save_pretrained(aside)
-    for file in (*run.glob("*.yaml"), *run.glob("train*.json")):
-        shutil.copyfile(file, aside / file.name)
-    aside.rename(out)
+    with folder_aside(out) as aside:
+        model.save_pretrained(aside)
+        processor.save_pretrained(aside)
+        for file in (*run.glob("*.yaml"), *run.glob("train*.json")):
+            shutil.copyfile(file, aside / file.name)
 
 
 def merged(run: Path, overrides: Sequence[str] = ()) -> tuple[OspreyTPForConditionalGeneration, OspreyTPProcessor]:

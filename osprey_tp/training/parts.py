@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osprey_tp.files import folder_aside
 from osprey_tp.model_folder import ADAPTER_FOLDER
 
 if TYPE_CHECKING:
@@ -59,10 +60,8 @@ def export_parts(model: Path, out: Path, parts: Sequence[str]) -> dict[str, int]
         raise ValueError(f"{model} is no model folder, it lacks config.json")
     weights = _weights_of_folder(model, parts)
     config = OspreyTPConfig.from_pretrained(model)
-    aside = out.with_name(f"{out.name}.unfinished")
-    aside.mkdir(parents=True, exist_ok=True)
-    write_parts(aside, weights, config)
-    aside.rename(out)
+    with folder_aside(out) as aside:
+        write_parts(aside, weights, config)
     return {part: sum(weight.numel() for weight in weights[part].values()) for part in parts}
 
 
