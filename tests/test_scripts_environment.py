@@ -81,7 +81,7 @@ def machine(tmp_path: Path) -> Machine:
     return made
 
 
-SUITE = "-m pytest -n 2 --dist worksteal -k x offline=1 analytics=False"
+SUITE = "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -k x offline=1 analytics=False"
 
 
 def test_second_run_installs_nothing(machine: Machine) -> None:
