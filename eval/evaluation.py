@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from eval.asking import GREEDY, Asking, Describer
 from eval.checksums import file_checksum, folder_checksum, package_versions
 from eval.intervals import CONFIDENCE, RESAMPLES, SEED
-from eval.metrics import Answers, Scoring, by_region_size, score, select_answers, summarise
+from eval.metrics import Answers, Scoring, ScoringOptions, by_region_size, score, select_answers, summarise
 from eval.predictions import Prediction, read_predictions
-from eval.questions import Records, RegionQuestion, collect_questions
-from eval.runner import CONTROL_FILE, GREEDY, PREDICTIONS_FILE, Asking, Describer, ask_all
+from eval.questions import Question, Records, collect_questions
+from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, ask_all
 from eval.tasks import TASKS, Task
 
 RUN_FILE = "run.json"
@@ -95,10 +96,12 @@ def evaluate(
         raise FileNotFoundError(
             f"{settings.data} holds no manifest.json; prepare the data with `python -m data_pipelines prepare`"
         )
-    question = require_one_region(settings.question or task.question)
-    questions = collect_questions(task, records or _open_records(settings.data))
+    if settings.question is not None:
+        require_one_region(settings.question)
+    questions = collect_questions(task, records or _open_records(settings.data), settings.question)
+    scored_by = ScoringOptions(settings.profile, settings.sentence_bert)
     if settings.predictions is None:
-        asking = _ask(settings, task, question, questions, describer, progress)
+        asking = _ask(settings, task, questions, describer, progress)
         source, tiling = settings.out / PREDICTIONS_FILE, asking["tiling"]
         origin = {"model": asking["model"], "decoding": asking["decoding"]}
     else:
@@ -108,10 +111,10 @@ def evaluate(
     asked = questions[: settings.limit]
     predictions = _read(source, asked, complete=True, limited=settings.limit is not None)
     answers = _answers(asked, predictions, tiling)
-    scoring = score(task, answers, settings.profile, settings.sentence_bert)
-    metrics = _describe(settings, task, question, answers, scoring) | origin
+    scoring = score(task, answers, scored_by)
+    metrics = _describe(settings, task, answers, scoring) | origin
     if settings.predictions is None and settings.shuffle_seed is not None:
-        metrics["control"] = _score_control(settings, task, questions)
+        metrics["control"] = _score_control(settings, task, questions, scored_by)
     _write_text(settings.out / METRICS_FILE, json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     from eval.evaluation_report import evaluation_page
@@ -131,8 +134,7 @@ def _open_records(folder: Path) -> Records:
 def _ask(
     settings: Settings,
     task: Task,
-    question: str,
-    questions: Sequence[RegionQuestion],
+    questions: Sequence[Question],
     describer: Describer | None,
     progress: bool,
 ) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _ask(
         settings.out / RUN_FILE,
         {
             "task": task.name,
-            "question": question,
+            "question": settings.question or task.question,
             "max_new_tokens": max_new_tokens,
             "model": model["checksum"],
             "data": folder_checksum(settings.data),
@@ -158,8 +160,9 @@ def _ask(
     )
     processor = getattr(describer, "processor", None)
     tiling = None if processor is None else processor.image_processor.tiling
-    asking = Asking(question, settings.batch_size, max_new_tokens, tiling)
+    asking = Asking(settings.batch_size, max_new_tokens, tiling)
     ask_all(
+        task,
         questions,
         describer,
         settings.out,
@@ -190,9 +193,7 @@ def _continue_run(path: Path, run: dict[str, Any]) -> None:
     _write_text(path, json.dumps(run, indent=2, ensure_ascii=False) + "\n")
 
 
-def _read(
-    path: Path, questions: Sequence[RegionQuestion], *, complete: bool, limited: bool = False
-) -> dict[str, Prediction]:
+def _read(path: Path, questions: Sequence[Question], *, complete: bool, limited: bool = False) -> dict[str, Prediction]:
     """The predictions of a file for the questions, in the order of the questions.
 
     A file may answer more than a run with a limit asks; without one, an unknown id is an error.
@@ -205,22 +206,18 @@ def _read(
     return {key: found[key] for key in select_answers(texts, ids, str(path), complete=complete)}
 
 
-def _answers(questions: Sequence[RegionQuestion], predictions: dict[str, Prediction], tiling: Any) -> Answers:
+def _answers(questions: Sequence[Question], predictions: dict[str, Prediction], tiling: Any) -> Answers:
     asked = [question for question in questions if question.id in predictions]
     cells = []
     for question in asked:
         given = predictions[question.id].region_cells if tiling is None else question.cells(tiling)
         cells.append(np.nan if given is None else float(given))
-    return Answers(
-        ids=[question.id for question in asked],
-        predictions=[predictions[question.id].prediction for question in asked],
-        images=[question.image for question in asked],
-        references=[question.references for question in asked],
-        region_cells=cells,
-    )
+    return Answers(asked, [predictions[question.id] for question in asked], cells)
 
 
-def _score_control(settings: Settings, task: Task, questions: Sequence[RegionQuestion]) -> dict[str, Any]:
+def _score_control(
+    settings: Settings, task: Task, questions: Sequence[Question], scored_by: ScoringOptions
+) -> dict[str, Any]:
     """Scores of the answers about shuffled regions; regions without another one in their picture are left out."""
     asked = questions[: settings.limit]
     predictions = _read(settings.out / CONTROL_FILE, asked, complete=False, limited=settings.limit is not None)
@@ -234,16 +231,14 @@ def _score_control(settings: Settings, task: Task, questions: Sequence[RegionQue
     }
     if predictions:
         answers = _answers(questions, predictions, None)
-        described["metrics"] = summarise(score(task, answers, settings.profile, settings.sentence_bert), answers)
+        described["metrics"] = summarise(score(task, answers, scored_by), answers)
         right_about_shown = _answers(questions, _right_about_shown(questions, predictions), None)
-        expected = score(task, right_about_shown, settings.profile, settings.sentence_bert)
+        expected = score(task, right_about_shown, scored_by)
         described["expected"] = {name: row["value"] for name, row in summarise(expected, right_about_shown).items()}
     return described
 
 
-def _right_about_shown(
-    questions: Sequence[RegionQuestion], predictions: dict[str, Prediction]
-) -> dict[str, Prediction]:
+def _right_about_shown(questions: Sequence[Question], predictions: dict[str, Prediction]) -> dict[str, Prediction]:
     """The control's predictions as if each were the right answer about the region that was shown.
 
     What they score is what a model that reads regions perfectly scores in the control; it exceeds chance where regions
@@ -256,15 +251,15 @@ def _right_about_shown(
     }
 
 
-def _describe(settings: Settings, task: Task, question: str, answers: Answers, scoring: Scoring) -> dict[str, Any]:
+def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring) -> dict[str, Any]:
     return {
         "task": task.name,
         "profile": settings.profile,
-        "question": question,
+        "question": settings.question or task.question,
         "counts": {
             "regions": len(answers.ids),
             "images": len(set(answers.images)),
-            "empty_answers": sum(not text.strip() for text in answers.predictions),
+            "empty_answers": sum(not text.strip() for text in answers.texts),
         },
         "metrics": summarise(scoring, answers),
         "by_region_size": by_region_size(scoring, answers),

@@ -11,7 +11,7 @@ from eval.figures import Panel, Point, ScoreRow, panel_figure, score_figure
 from eval.metrics import Scoring
 from eval.pictures import gallery_picture
 from eval.predictions import Prediction
-from eval.questions import RegionQuestion
+from eval.questions import Question
 from eval.report import (
     Details,
     Figure,
@@ -69,7 +69,7 @@ def percent_with_interval(row: Mapping[str, Any] | None) -> str:
 def evaluation_page(
     metrics: Mapping[str, Any],
     task: Task,
-    questions: Sequence[RegionQuestion],
+    questions: Sequence[Question],
     predictions: Mapping[str, Prediction],
     scoring: Scoring,
 ) -> str:
@@ -173,7 +173,7 @@ def score_figures(metrics: Mapping[str, Any]) -> list[Section]:
 
 
 def galleries(
-    task: Task, questions: Sequence[RegionQuestion], predictions: Mapping[str, Prediction], scoring: Scoring
+    task: Task, questions: Sequence[Question], predictions: Mapping[str, Prediction], scoring: Scoring
 ) -> list[Section]:
     """Answers with the lowest and with the highest scores, each from different pictures where there are enough."""
     measure = next((measure for measure in scoring.measures if measure.name == task.headline), None)
@@ -187,7 +187,7 @@ def galleries(
     best = _one_a_picture([question for question in reversed(ordered) if question.id not in shown])[:size]
     note = f"Ordered by {label_of(task.headline)}, one region a picture where there are enough."
 
-    def items(chosen: Sequence[RegionQuestion]) -> list[GalleryItem]:
+    def items(chosen: Sequence[Question]) -> list[GalleryItem]:
         bounded = task.headline not in UNBOUNDED
         return [gallery_item(question, predictions[question.id], values[question.id], bounded) for question in chosen]
 
@@ -199,9 +199,9 @@ def _by(values: Mapping[str, float]) -> Any:
     return lambda question: values[question.id]
 
 
-def _one_a_picture(ordered: Sequence[RegionQuestion]) -> list[RegionQuestion]:
+def _one_a_picture(ordered: Sequence[Question]) -> list[Question]:
     """The list with the first of each picture before all others."""
-    first_of_picture: dict[str, RegionQuestion] = {}
+    first_of_picture: dict[str, Question] = {}
     for question in ordered:
         first_of_picture.setdefault(question.image, question)
     different = list(first_of_picture.values())
@@ -209,18 +209,19 @@ def _one_a_picture(ordered: Sequence[RegionQuestion]) -> list[RegionQuestion]:
     return [*different, *others]
 
 
-def gallery_item(question: RegionQuestion, prediction: Prediction, value: float, bounded: bool = True) -> GalleryItem:
+def gallery_item(question: Question, prediction: Prediction, value: float, bounded: bool = True) -> GalleryItem:
     """One region with its question, answer, references and score."""
     from osprey_tp.images import load_image
     from osprey_tp.masks import to_mask
 
-    mask = to_mask(question.segmentation, question.height, question.width)
-    size = f"{100 * question.area_share:.2g}% of the picture"
+    masks = [to_mask(region, question.height, question.width) for region in question.regions]
+    share = question.area_share
+    size = "the whole picture" if share is None else f"{100 * share:.2g}% of the picture"
     if prediction.region_cells is not None:
         cells = prediction.region_cells
         size = f"{cells:,.0f} cells, {size}" if cells >= 100 else f"{cells:.3g} cells, {size}"
     return GalleryItem(
-        picture=gallery_picture(load_image(question.image_path), [mask]),
+        picture=gallery_picture(load_image(question.image_path), masks),
         lines=[
             *([("", prediction.question)] if prediction.question else []),
             ("answer", prediction.prediction.strip() or "(empty)"),

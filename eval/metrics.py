@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from eval.intervals import Estimate, Measure, estimate, mean_measure
-from eval.profiles import PROFILES, Profile
+from eval.predictions import Prediction
+from eval.profiles import DEFAULT_PROFILE, PROFILES, Profile
+from eval.questions import Question
 from eval.tasks import Task
 
 CELL_EDGES: tuple[float, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, float("inf"))
@@ -27,16 +29,47 @@ class Answers:
     """Answers to score, in columns.
 
     Attributes:
-        ids, predictions, images: (answers,), as in `eval.predictions.Prediction`; predictions before normalisation.
-        references: (answers,) right answers of each, before normalisation.
-        region_cells: (answers,) size of each region in cells, NaN where it is not known.
+        questions: (answers,) what was asked.
+        predictions: (answers,) what was answered, before normalisation.
+        region_cells: (answers,) size of each question's regions in cells, NaN where it is not known.
     """
 
-    ids: Sequence[str]
-    predictions: Sequence[str]
-    images: Sequence[str]
-    references: Sequence[tuple[str, ...]]
+    questions: Sequence[Question]
+    predictions: Sequence[Prediction]
     region_cells: Sequence[float]
+
+    @property
+    def ids(self) -> list[str]:
+        """(answers,)."""
+        return [question.id for question in self.questions]
+
+    @property
+    def texts(self) -> list[str]:
+        """(answers,) the answers."""
+        return [prediction.prediction for prediction in self.predictions]
+
+    @property
+    def images(self) -> list[str]:
+        """(answers,) what intervals are drawn over."""
+        return [question.image for question in self.questions]
+
+    @property
+    def references(self) -> list[tuple[str, ...]]:
+        """(answers,) right answers of each, before normalisation."""
+        return [question.references for question in self.questions]
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How answers are scored.
+
+    Attributes:
+        profile: key of `eval.profiles.PROFILES`.
+        sentence_bert: folder of a SentenceBERT model.
+    """
+
+    profile: str = DEFAULT_PROFILE
+    sentence_bert: Path | None = None
 
 
 @dataclass
@@ -51,31 +84,31 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Material:
-    """What a scorer works on: normalised answers and references, and where models it needs lie."""
+    """What a scorer works on: normalised answers and references, what they come from, and the options."""
 
     answers: Sequence[str]
     references: Sequence[Sequence[str]]
-    raw_references: Sequence[Sequence[str]]
-    sentence_bert: Path | None
+    given: Answers
+    options: ScoringOptions
 
 
 Scorer = Callable[[Material, Scoring], None]
 
 
-def score(task: Task, answers: Answers, profile: str, sentence_bert: Path | None = None) -> Scoring:
-    """Score answers by the task's scorers, normalised by the profile.
+def score(task: Task, answers: Answers, options: ScoringOptions) -> Scoring:
+    """Score answers by the task's scorers, normalised by the options' profile.
 
     Raises:
         ValueError: there are no answers, or the SentenceBERT folder is none.
     """
     if not answers.ids:
         raise ValueError("there are no answers to score")
-    rules = PROFILES[profile]
+    rules = PROFILES[options.profile]
     material = Material(
-        answers=[_normalise_answer(rules, task, text) for text in answers.predictions],
+        answers=[_normalise_answer(rules, task, text) for text in answers.texts],
         references=[[_normalise_reference(rules, task, text) for text in group] for group in answers.references],
-        raw_references=answers.references,
-        sentence_bert=sentence_bert,
+        given=answers,
+        options=options,
     )
     scoring = Scoring()
     for name in task.scorers:
@@ -141,7 +174,7 @@ def _score_attributes(material: Material, scoring: Scoring) -> None:
 
     kinds = (("texture", vocabulary.TEXTURES), ("colour", vocabulary.COLOURS), ("shape", vocabulary.SHAPES))
     rows = []
-    for answer, group in zip(material.answers, material.raw_references, strict=True):
+    for answer, group in zip(material.answers, material.given.references, strict=True):
         right = vocabulary.attributes_of(group[0])
         synthetic = " ".join(str(word) for word in right) == group[0]
         given = vocabulary.attributes_of(answer)
@@ -167,12 +200,12 @@ def _score_captions(material: Material, scoring: Scoring) -> None:
 
 
 def _score_semantic_similarity(material: Material, scoring: Scoring) -> None:
-    if material.sentence_bert is None:
+    if material.options.sentence_bert is None:
         scoring.not_measured["semantic_similarity"] = "no SentenceBERT folder given (--sentence-bert DIR)"
         return
     from eval.sentence_bert import SentenceBert
 
-    encoder = SentenceBert.from_pretrained(material.sentence_bert)
+    encoder = SentenceBert.from_pretrained(material.options.sentence_bert)
     similarities = encoder.best_similarities(material.answers, material.references)
     scoring.measures.append(mean_measure("semantic_similarity", similarities))
     scoring.notes["sentence_bert"] = encoder.checksum

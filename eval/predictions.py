@@ -1,7 +1,7 @@
 """`predictions.jsonl`: one answer a line, appended durably, so that a killed run goes on where it was.
 
-A line holds at least `id` and `prediction`; anybody's predictions in this form can be scored. An id is
-`<record id>#<region number>`, with regions numbered from 1 as in `<region1>`.
+A line holds at least `id` and `prediction`; anybody's predictions in this form can be scored. The
+id of a question about one region is `<record id>#<region number>`, with regions numbered from 1 as in `<region1>`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Prediction:
         image: path relative to the data's image root.
         area_share: share of the picture's pixels that the region covers, 0 to 1.
         region_cells: area of the region in cells of the model's canvas; None where the tiling is not known.
+        scores: log-likelihoods, where the task ranks candidates; what they belong to is the task's own.
         shown_region: id of the region that the model was shown, if that was another one (the region-blind control).
     """
 
@@ -38,6 +39,7 @@ class Prediction:
     area_share: float | None = None
     region_cells: float | None = None
     shown_region: str | None = None
+    scores: tuple[float, ...] = ()
 
 
 class PredictionLog:
@@ -117,7 +119,11 @@ def _parse(line: bytes, place: str) -> Prediction:
         if not isinstance(fields.get(name), int | float | None):
             raise ValueError(f'{place}: "{name}" is {fields[name]!r:.60}; needed is a number, or leave it out')
     known = {name: fields[name] for name in Prediction.__dataclass_fields__ if fields.get(name) is not None}
-    return Prediction(**known | {"references": tuple(known.get("references", ()))})
+    scores = known.get("scores", ())
+    if not isinstance(scores, list | tuple) or not all(isinstance(value, int | float) for value in scores):
+        raise ValueError(f'{place}: "scores" is {scores!r:.60}; needed is a list of numbers, or leave it out')
+    columns = {"references": tuple(known.get("references", ())), "scores": tuple(map(float, scores))}
+    return Prediction(**known | columns)
 
 
 def _remove_broken_last_line(path: Path) -> None:

@@ -1,19 +1,25 @@
 """The evaluation tasks. A task says what is asked about a region, what the right answers are, and how they are scored.
 
-To add a task, write how its references come from a record, and enter it in `TASKS`. New kinds of scores go to
-`eval.metrics.SCORERS`.
+To add a task, write which questions come from a record, and enter it in `TASKS`. New kinds of scores go to
+`eval.metrics.SCORERS`, new ways of asking to `eval.asking.ASKERS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from osprey_tp.prompts import CATEGORY_QUESTION, SHORT_DESCRIPTION_QUESTION
+from eval.questions import Question, region_question
+from osprey_tp.prompts import CATEGORY_QUESTION, OVERVIEW, SHORT_DESCRIPTION_QUESTION
 
 if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
+
+
+QuestionMaker = Callable[["RegionRecord", Path, str], Iterator[Question]]
+"""Record, file of its picture, text of the question -> what is asked."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,15 @@ class Task:
     Attributes:
         name: as on the command line.
         summary: one line for `python -m eval list`.
-        question: asked of every region, with one `<mask>`.
+        question: asked of every region, with one `<mask>`; "" where each record brings its own.
         max_new_tokens: longest answer, in tokens.
         kind: which rules of a profile normalise the answers.
-        references: record, index of a region (from 0) -> right answers; none leaves the region out.
+        questions: what is asked of a record; nothing leaves the record out.
         scorers: keys of `eval.metrics.SCORERS`.
         headline: the measure by which answers are ordered in the report.
         needed: what the data must hold, for the message when it does not.
+        asker: key of `eval.asking.ASKERS`: how a session is asked.
+        overview: the sentence between the picture and every question.
     """
 
     name: str
@@ -37,10 +45,24 @@ class Task:
     question: str
     max_new_tokens: int
     kind: Literal["category", "caption"]
-    references: Callable[[RegionRecord, int], tuple[str, ...]]
+    questions: QuestionMaker
     scorers: tuple[str, ...]
     headline: str
     needed: str
+    asker: str = "answers"
+    overview: str = OVERVIEW
+
+
+def about_each_region(references: Callable[[RegionRecord, int], tuple[str, ...]]) -> QuestionMaker:
+    """One question about every region that has references (record and index of the region from 0 -> right answers)."""
+
+    def questions(record: RegionRecord, image_path: Path, text: str) -> Iterator[Question]:
+        for index in range(len(record.regions)):
+            right = references(record, index)
+            if right:
+                yield region_question(record, index, image_path, text, right)
+
+    return questions
 
 
 def name_references(record: RegionRecord, index: int) -> tuple[str, ...]:
@@ -69,7 +91,7 @@ TASKS: dict[str, Task] = {
             question=CATEGORY_QUESTION,
             max_new_tokens=32,
             kind="category",
-            references=name_references,
+            questions=about_each_region(name_references),
             scorers=("words", "attributes", "semantic_similarity"),
             headline="semantic_iou",
             needed="regions with a name",
@@ -80,7 +102,7 @@ TASKS: dict[str, Task] = {
             question=SHORT_DESCRIPTION_QUESTION,
             max_new_tokens=64,
             kind="caption",
-            references=description_references,
+            questions=about_each_region(description_references),
             scorers=("captions", "semantic_similarity"),
             headline="CIDEr",
             needed="turns that describe a region: the user's <region1> alone, answered by the description",

@@ -158,15 +158,44 @@ class ImageSession:
             ValueError: if questions, placeholders and regions do not fit, or a region cannot be used.
         """
         groups, questions = self._pair(regions, question, together)
+        return self.ask_groups(
+            groups, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, **generate_options
+        )
+
+    def ask_groups(
+        self,
+        groups: Sequence[Sequence[Any]],
+        questions: Sequence[str],
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        **generate_options: Any,
+    ) -> list[str]:
+        """Ask several questions, each about its own group of regions; an empty group asks about the whole picture.
+
+        Args:
+            groups: Regions of each question.
+            questions: One a group; each holds a `<mask>` for every region of its group.
+            batch_size: Questions answered at a time.
+            max_new_tokens: Limit of an answer.
+            generate_options: As in `ask`.
+
+        Returns:
+            One answer a question, in order.
+
+        Raises:
+            ValueError: as `ask`.
+        """
+        if len(groups) != len(questions):
+            raise ValueError(f"{len(questions)} questions, {len(groups)} groups of regions; pass one group a question")
+        conversations = [
+            self._conversation(list(regions), self._check_together(regions, text))
+            for regions, text in zip(groups, questions, strict=True)
+        ]
         answers: list[str] = []
-        for first in range(0, len(groups), batch_size):
-            conversations = [
-                self._conversation(of_question, text)
-                for of_question, text in zip(
-                    groups[first : first + batch_size], questions[first : first + batch_size], strict=True
-                )
-            ]
-            answers += self._generate(conversations, max_new_tokens=max_new_tokens, **generate_options)
+        for first in range(0, len(conversations), batch_size):
+            batch = conversations[first : first + batch_size]
+            answers += self._generate(batch, max_new_tokens=max_new_tokens, **generate_options)
         return answers
 
     def stream(

@@ -89,10 +89,12 @@ class FakeSession:
     height: int
     width: int
 
-    def ask(self, regions: Sequence[Any], question: str, *, batch_size: int, **options: Any) -> list[str]:
-        assert len(regions) <= batch_size
-        self.describer.asked.append((self.path.name, len(regions), question, options))
-        return [self.describer.answer(self.path.name, region["counts"]) for region in regions]
+    def ask_groups(
+        self, groups: Sequence[Sequence[Any]], questions: Sequence[str], *, batch_size: int, **options: Any
+    ) -> list[str]:
+        assert len(groups) <= batch_size
+        self.describer.asked.append((self.path.name, len(groups), questions[0], options))
+        return [self.describer.answer(self.path.name, regions[0]["counts"]) for regions in groups]
 
 
 @dataclass
@@ -103,7 +105,7 @@ class FakeDescriber:
     opened: list[str] = field(default_factory=list)
     asked: list[tuple[str, int, str, dict[str, Any]]] = field(default_factory=list)
 
-    def open(self, image: Path) -> FakeSession:
+    def open(self, image: Path, overview: str = "") -> FakeSession:
         self.opened.append(image.name)
         width, height = Image.open(image).size
         return FakeSession(self, image, height, width)
