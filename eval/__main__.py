@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.profiles import DEFAULT_PROFILE, PROFILES
+from eval.task_options import add_task_options, task_options
 from eval.tasks import TASKS
 
 INTERRUPTED = 130
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="where the model runs, such as cuda or cpu")
     parser.add_argument("--dtype", help="precision of the model, such as bfloat16")
+    add_task_options(parser)
     return parser
 
 
@@ -116,6 +118,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             sentence_bert=options.sentence_bert,
             device=options.device,
             dtype=options.dtype,
+            task_options=task_options(options),
         )
     )
     for name, row in metrics["metrics"].items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from eval.metrics import Answers, Scoring, ScoringOptions, by_region_size, score
 from eval.predictions import Prediction, read_predictions
 from eval.questions import Question, Records, collect_questions
 from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, ask_all
+from eval.task_options import TaskOptions, tailored
 from eval.tasks import TASKS, Task
 
 RUN_FILE = "run.json"
@@ -52,6 +53,7 @@ class Settings:
         profile: key of `eval.profiles.PROFILES`.
         sentence_bert: folder of a SentenceBERT model.
         device, dtype: where and in which precision the model runs; by default as `RegionDescriber` chooses.
+        task_options: options of single tasks.
     """
 
     task: str
@@ -68,6 +70,7 @@ class Settings:
     sentence_bert: Path | None = None
     device: str | None = None
     dtype: str | None = None
+    task_options: TaskOptions = field(default_factory=TaskOptions)
 
 
 def evaluate(
@@ -98,7 +101,11 @@ def evaluate(
         )
     if settings.question is not None:
         require_one_region(settings.question)
-    questions = collect_questions(task, records or _open_records(settings.data), settings.question)
+    records = records or _open_records(settings.data)
+    task = tailored(task, settings.task_options, records, settings.data, _open_records)
+    if settings.shuffle_seed is not None and not task.can_shuffle:
+        raise ValueError(f"{task.name} has no control with shuffled regions; leave --shuffle-regions out")
+    questions = collect_questions(task, records, settings.question)
     scored_by = ScoringOptions(settings.profile, settings.sentence_bert)
     if settings.predictions is None:
         asking = _ask(settings, task, questions, describer, progress)
@@ -156,6 +163,7 @@ def _ask(
             "model": model["checksum"],
             "data": folder_checksum(settings.data),
             "shuffle_seed": settings.shuffle_seed,
+            "options": dict(task.settings),
         },
     )
     processor = getattr(describer, "processor", None)
@@ -246,7 +254,7 @@ def _right_about_shown(questions: Sequence[Question], predictions: dict[str, Pre
     """
     references = {question.id: question.references for question in questions}
     return {
-        key: replace(prediction, prediction=references[prediction.shown_region or key][0])
+        key: replace(prediction, prediction=references[prediction.shown_region or key][0], scores=())
         for key, prediction in predictions.items()
     }
 
@@ -265,6 +273,8 @@ def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring
         "by_region_size": by_region_size(scoring, answers),
         "not_measured": scoring.not_measured,
         "notes": scoring.notes,
+        "details": scoring.details,
+        "options": dict(task.settings),
         "intervals": {"confidence": CONFIDENCE, "bootstrap_over": "images", "resamples": RESAMPLES, "seed": SEED},
         "limit": settings.limit,
         "data": {"folder": settings.data.name, "checksum": folder_checksum(settings.data)},
