@@ -83,6 +83,11 @@ def class_probabilities(question: Question, prediction: Prediction) -> Array:
     return softmax(vocabulary.best_synonyms(np.array(prediction.scores)))
 
 
+def all_class_probabilities(questions: Sequence[Question], predictions: Sequence[Prediction]) -> Array:
+    """(answers, classes) `class_probabilities` of every answer."""
+    return np.stack([class_probabilities(*pair) for pair in zip(questions, predictions, strict=True)])
+
+
 def softmax(scores: Array) -> Array:
     """Over the last axis."""
     raised = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -115,12 +120,7 @@ def score_candidates(material: Material, scoring: Scoring) -> None:
     """Top-1, top-5, expected calibration error and Brier score of the classes' probabilities."""
     given = material.given
     right = right_classes(given.questions)
-    probabilities = np.stack(
-        [
-            class_probabilities(question, prediction)
-            for question, prediction in zip(given.questions, given.predictions, strict=True)
-        ]
-    )
+    probabilities = all_class_probabilities(given.questions, given.predictions)
     classes = probabilities.shape[1]
     ranks = ranks_of(probabilities, right)
     scoring.measures.append(mean_measure("top_1", (ranks == 0).astype(float)))

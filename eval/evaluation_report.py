@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eval.figures import Panel, Point, ScoreRow, panel_figure, score_figure
+from eval.figures import Panel, Point, ScoreRow, panel_figure, reliability_figure, score_figure
 from eval.metrics import Scoring
 from eval.pictures import gallery_picture
 from eval.predictions import Prediction
@@ -39,8 +39,17 @@ LABELS = {
     "Bleu_2": "BLEU-2",
     "Bleu_3": "BLEU-3",
     "Bleu_4": "BLEU-4",
+    "top_1": "Top-1",
+    "top_5": "Top-5",
+    "calibration_error": "Calibration error ↓",
+    "brier_score": "Brier score ↓",
+    "class_accuracy": "Class accuracy",
+    "PQ_things": "PQ of things",
+    "PQ_stuff": "PQ of stuff",
+    "box_accuracy": "Box accuracy",
+    "mask_accuracy": "Mask accuracy",
 }
-UNBOUNDED = {"CIDEr"}
+UNBOUNDED = {"CIDEr", "calibration_error", "brier_score"}
 LEFT_OUT_OF_PANELS = {"Bleu_1", "Bleu_2", "Bleu_3"}
 MOST_PANELS = 6
 GALLERY_SIZE = 12
@@ -83,6 +92,7 @@ def evaluation_page(
     )
     sections: list[Section] = [key_figures(metrics), score_table(metrics)]
     sections += score_figures(metrics)
+    sections += reliability_diagram(metrics)
     sections += galleries(task, questions, predictions, scoring)
     sections.append(Details("Settings, versions, checksums", settings_tables(metrics)))
     return render_page(task.name.replace("-", " ").capitalize(), sections, subtitle)
@@ -172,6 +182,19 @@ def score_figures(metrics: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
+def reliability_diagram(metrics: Mapping[str, Any]) -> list[Section]:
+    """Confidence against accuracy, where candidates were ranked."""
+    bins = metrics["details"].get("reliability")
+    if not bins:
+        return []
+    confidence, accuracy, regions = ([row[name] for row in bins] for name in ("confidence", "accuracy", "regions"))
+    caption = (
+        "Dots: regions of like confidence, the softmax over the candidates; larger dots, more regions. On the dashed "
+        "line confidence is right, below it is too high."
+    )
+    return [Figure("Calibration", reliability_figure(confidence, accuracy, regions), caption)]
+
+
 def galleries(
     task: Task, questions: Sequence[Question], predictions: Mapping[str, Prediction], scoring: Scoring
 ) -> list[Section]:
@@ -224,6 +247,7 @@ def gallery_item(question: Question, prediction: Prediction, value: float, bound
         picture=gallery_picture(load_image(question.image_path), masks),
         lines=[
             *([("", prediction.question)] if prediction.question else []),
+            *([("expression", question.facts["expression"])] if "expression" in question.facts else []),
             ("answer", prediction.prediction.strip() or "(empty)"),
             ("reference", " / ".join(question.references)),
             ("region", size),
@@ -244,7 +268,7 @@ def settings_tables(metrics: Mapping[str, Any]) -> list[Table | Text]:
         rows.append(["limit", f"the first {metrics['limit']:,} regions"])
     if "decoding" in metrics:
         rows.append(["decoding", ", ".join(f"{name} {value}" for name, value in metrics["decoding"].items())])
-    for name in ("model", "predictions", "data"):
+    for name in ("model", "predictions", "data", "options"):
         rows += [[name, f"{part}: {value}"] for part, value in metrics.get(name, {}).items()]
     rows += [[name.replace("_", " "), str(value)] for name, value in metrics["notes"].items()]
     rows += [[name, version] for name, version in metrics["versions"].items()]

@@ -15,12 +15,13 @@ With candidates (`eval.candidates`) the classes' probabilities come from likelih
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.candidates import class_probabilities, right_classes, softmax
+from eval.candidates import all_class_probabilities, right_classes, softmax
 from eval.intervals import Array, Measure, mean_measure
 from eval.panoptic import Segments, average_precision, mean_iou_measure, panoptic_measures
 from eval.questions import Question, region_question
@@ -76,12 +77,7 @@ def probabilities_by_similarity(encoder: SentenceBert, answers: Sequence[str], v
 def score_by_likelihood(material: Material, scoring: Scoring) -> None:
     """PQ, AP and mIoU, with classes by the likelihood of the candidates."""
     given = material.given
-    probabilities = np.stack(
-        [
-            class_probabilities(question, prediction)
-            for question, prediction in zip(given.questions, given.predictions, strict=True)
-        ]
-    )
+    probabilities = all_class_probabilities(given.questions, given.predictions)
     _score_segments(given.questions, right_classes(given.questions), probabilities, scoring)
 
 
@@ -151,6 +147,4 @@ def _panoptic(
 
 
 def _renamed(question: Question, name: str) -> Question:
-    from dataclasses import replace
-
     return replace(question, facts={**question.facts, "name": name})
