@@ -78,7 +78,7 @@ def _mean(sums: Array) -> Array:
 
 
 def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] | None = None) -> Estimate | None:
-    """Score the chosen answers (all by default), with an interval over their images; None if there are none.
+    """Score the chosen answers (all by default), with an interval over their images; None if they hold nothing to score.
 
     Args:
         measure: the score.
@@ -92,6 +92,8 @@ def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] 
     sums = np.zeros((len(names), measure.statistics.shape[1]))
     np.add.at(sums, image_index, measure.statistics[kept])
     value = float(measure.formula(sums.sum(axis=0)[None])[0])
+    if np.isnan(value):
+        return None
     low, high = (None, None) if measure.is_whole else _interval(measure.formula, sums)
     return Estimate(value, low, high, int(kept.sum()), len(names))
 

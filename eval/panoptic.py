@@ -208,7 +208,10 @@ def average_precision(
                 found.append(place | {"score": float(flat[pair])})
     dataset = COCO()
     dataset.dataset = {
-        "images": [{"id": number} for number in range(1, len(members) + 1)],
+        "images": [
+            dict(zip(("id", "height", "width"), (number, *masks[of_image[0]]["size"]), strict=True))
+            for number, of_image in enumerate(members.values(), start=1)
+        ],
         "annotations": [
             entry | {"id": number, "iscrowd": 0, "area": _area(entry)} for number, entry in enumerate(truth, start=1)
         ],
