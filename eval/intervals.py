@@ -78,7 +78,7 @@ def _mean(sums: Array) -> Array:
 
 
 def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] | None = None) -> Estimate | None:
-    """Score the chosen answers (all by default), with an interval over their images; None if they hold nothing to score.
+    """Score the chosen answers (all by default), with an interval over images; None if they hold nothing to score.
 
     Args:
         measure: the score.

@@ -82,8 +82,6 @@ def score_by_likelihood(material: Material, scoring: Scoring) -> None:
 
 
 def _score_segments(questions: Sequence[Question], right: np.ndarray, probabilities: Array, scoring: Scoring) -> None:
-    from pycocotools import mask as mask_utils
-
     vocabulary: Vocabulary = questions[0].facts["vocabulary"]
     # what a class without a word about it is: a thing, so that none of its answers are merged
     things = np.array([vocabulary.is_thing(place) is not False for place in range(len(vocabulary))])
@@ -108,8 +106,6 @@ def _score_segments(questions: Sequence[Question], right: np.ndarray, probabilit
     else:
         values = np.where(things[right], probabilities[np.arange(len(right)), right], 0.0)
         scoring.measures.append(Measure.whole("AP", precision, values))
-    areas = mask_utils.area(masks)
-    scoring.notes["segments"] = f"{len(masks)} of {int(np.sum(areas))} pixels"
 
 
 def _panoptic(
@@ -124,7 +120,8 @@ def _panoptic(
     """PQ and mIoU, which need segments that do not overlap."""
     from pycocotools import mask as mask_utils
 
-    areas = mask_utils.area(list(masks)).astype(np.float64)
+    # one by one: pycocotools 2.0.11 takes lists of no more than 255 masks
+    areas = np.array([float(mask_utils.area(mask)) for mask in masks])
     members: dict[str, list[int]] = {}
     for segment, image in enumerate(images):
         members.setdefault(image, []).append(segment)
