@@ -105,7 +105,7 @@ class Candidates:
         candidates = self.of(question.image, question.height, question.width)
         counts = [rle["counts"] for rle in candidates]
         target = question.regions[0]["counts"]
-        reference = str(counts.index(target) + 1) if target in counts else "none of the candidates, but another region"
+        reference = str(counts.index(target) + 1) if target in counts else "not among the candidates"
         facts = {**question.facts, "candidates": candidates}
         return Question(**{**vars(question), "references": (reference,), "facts": facts})
 
