@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
 
 
+NEEDS: dict[str, str] = {"judge": "a judge: an OpenAI-compatible endpoint"}
+"""What a task may need beside a model and data, and how that is said to people."""
+
 QuestionMaker = Callable[["RegionRecord", Path, str], Iterator[Question]]
 """Record, file of its picture, text of the question -> what is asked."""
 
@@ -38,6 +41,7 @@ class Task:
         needed: what the data must hold, for the message when it does not.
         asker: key of `eval.asking.ASKERS`: how a session is asked.
         overview: the sentence between the picture and every question.
+        needs: what the task needs beside a model and data, keys of `NEEDS`.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Task:
     needed: str
     asker: str = "answers"
     overview: str = OVERVIEW
+    needs: tuple[str, ...] = ()
 
 
 def about_each_region(references: Callable[[RegionRecord, int], tuple[str, ...]]) -> QuestionMaker:
