@@ -180,9 +180,7 @@ def _with_pictures(plans: list[list[_Pending]], workers: int) -> Iterator[tuple[
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ask_picture(
-    task: Task, plan: list[_Pending], picture: Any, describer: Describer, asking: Asking
-) -> Iterator[int]:
+def _ask_picture(task: Task, plan: list[_Pending], picture: Any, describer: Describer, asking: Asking) -> Iterator[int]:
     """Ask what is pending about one picture, in batches; yields how many answers each batch brought."""
     session = describer.open(picture, task.overview)
     for item in plan:

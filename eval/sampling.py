@@ -1,4 +1,4 @@
-"""Sampled answers that depend on the seed and the question alone: not on the batch, the process, or what was asked before.
+"""Sampled answers that depend on the seed and the question alone, not on batches, processes or other questions.
 
 `generate` draws from one generator for the whole batch. Here each question has its own, seeded with the hash of seed
 and question, and its noise is added to the log-probabilities: the largest of log p + Gumbel noise is a draw from p (the

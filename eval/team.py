@@ -23,12 +23,17 @@ PATIENCE = 60.0
 JOINING = 300.0
 """Seconds that all processes have to start."""
 
+KEPT = "answers so far are kept, and the same command goes on from there with any number of processes"
 POLL = 0.1
 SIGNS_IN_PATIENCE = 10
 
 
 class TeammateLost(OSError):
-    """Another process of the evaluation failed or is gone."""
+    """Another process of the evaluation failed."""
+
+
+class TeammateGone(TeammateLost):
+    """Another process of the evaluation is gone; nothing can be shared with it any more."""
 
 
 class Team:
@@ -53,7 +58,7 @@ class Team:
 
         Raises:
             ValueError: they are no numbers, or MASTER_ADDR and MASTER_PORT are missing.
-            TeammateLost: the others did not start in time.
+            TeammateGone: the others did not start in time.
         """
         try:
             rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -68,7 +73,7 @@ class Team:
         try:
             store = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=JOINING)))[0]
         except DistError as error:
-            raise TeammateLost(f"process {rank} of {size} did not meet the others: {_first_line(error)}") from error
+            raise TeammateGone(f"process {rank} of {size} did not meet the others: {_first_line(error)}") from error
         return cls(rank, size, store, patience)
 
     @property
@@ -112,7 +117,7 @@ class Team:
         try:
             return operation(self._store)
         except RuntimeError as error:
-            raise TeammateLost(
+            raise TeammateGone(
                 f"process {self.rank} of {self.size} lost the others, the first of them may have ended; {KEPT}"
             ) from error
 
@@ -132,9 +137,6 @@ class Team:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-
-
-KEPT = "answers so far are kept, and the same command goes on from there with any number of processes"
 
 
 @dataclass
@@ -157,11 +159,12 @@ class Step:
         """Wait until all of these processes told `what`; `meanwhile` runs several times a second.
 
         Raises:
-            TeammateLost: one of them failed, or gave no sign of life for too long.
+            TeammateLost: one of them failed.
+            TeammateGone: one of them gave no sign of life for too long.
         """
         pending = {rank for rank in ranks if rank != self.team.rank}
         now = time.monotonic()
-        self._signs = {rank: (None, now) for rank in pending}
+        self._signs = dict.fromkeys(pending, (None, now))
         while pending:
             pending = {rank for rank in pending if self.team.get(f"{self.name}/{what}/{rank}") is None}
             for rank in pending:
@@ -179,7 +182,7 @@ class Step:
         if sign != before:
             self._signs[rank] = (sign, time.monotonic())
         elif time.monotonic() - since > self.team.patience:
-            raise TeammateLost(f"{who} has given no sign of life for {self.team.patience:g} s; {KEPT}")
+            raise TeammateGone(f"{who} has given no sign of life for {self.team.patience:g} s; {KEPT}")
 
 
 def _first_line(error: Exception) -> str:
