@@ -75,7 +75,7 @@ def _scores(found: Mapping[str, Any]) -> Table:
         "Both runs are scored by the same rules, those of the later run. Interval of the difference: paired bootstrap, "
         "the same pictures drawn for both; an interval that holds 0 leaves open whether anything changed."
     )
-    return Table("Scores", columns, rows, note)
+    return Table("Scores", columns, rows, note, strong_columns=[3])
 
 
 def _settings(found: Mapping[str, Any]) -> Table:

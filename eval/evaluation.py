@@ -29,7 +29,7 @@ from eval.comparison import check_comparable
 from eval.intervals import CONFIDENCE, RESAMPLES, SEED
 from eval.loading import load_describer, open_records, source_of
 from eval.metrics import Answers, Scoring, ScoringOptions, by_region_size, score, select_answers, summarise
-from eval.predictions import Prediction, read_predictions
+from eval.predictions import Prediction, line_of, read_predictions
 from eval.questions import Question, Records, collect_questions
 from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, ask_all
 from eval.sampling import Sampling
@@ -130,6 +130,8 @@ def evaluate(
     asked = questions[: settings.limit]
     predictions = _read(source, asked, complete=True, limited=settings.limit is not None)
     answers = _answers(asked, predictions, tiling)
+    if settings.predictions is not None:
+        _keep(settings, answers)
     scoring = score(task, answers, scored_by)
     metrics = _describe(settings, task, answers, scoring) | origin
     if settings.predictions is None and settings.shuffle_seed is not None:
@@ -159,6 +161,10 @@ def _check(settings: Settings, task: Task, team: Team) -> None:
         raise ValueError(
             f"answers that are there are scored by one process, not by {team.size}; start without torchrun"
         )
+    if settings.predictions is not None and (settings.out / RUN_FILE).exists():
+        own = settings.out / PREDICTIONS_FILE
+        if not (own.exists() and settings.predictions.exists() and own.samefile(settings.predictions)):
+            raise ValueError(f"{settings.out} holds answers of a model ({RUN_FILE}); give another --out")
     if settings.sampling is not None and task.asker != "answers":
         raise ValueError(f"{task.name} ranks candidates and draws no answers; leave --sample out")
     lacking = [need for need in task.needs if need not in settings.provides]
@@ -166,6 +172,14 @@ def _check(settings: Settings, task: Task, team: Team) -> None:
         raise ValueError(f"{task.name} needs {' and '.join(NEEDS[need] for need in lacking)}")
     if settings.compare is not None:
         check_comparable(settings.compare, task.name, folder_checksum(settings.data))
+
+
+def _keep(settings: Settings, answers: Answers) -> None:
+    """Put the answers of a file beside their scores, where another run can be compared with them."""
+    assert settings.predictions is not None
+    path = settings.out / PREDICTIONS_FILE
+    if not (path.exists() and path.samefile(settings.predictions)):
+        write_text(path, "".join(map(line_of, answers.predictions)))
 
 
 def _require_answers(answers: Answers, settings: Settings) -> None:

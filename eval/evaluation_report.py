@@ -168,7 +168,8 @@ def published_table(metrics: Mapping[str, Any]) -> list[Section]:
         [row.system, *(percent(row.scores.get(name)) for name in names), comparability(row, metrics["profile"])]
         for row in rows
     ]
-    return [Table("Beside published systems", columns, cells, published_note(rows))]
+    texts, note = [len(columns) - 1], published_note(rows)
+    return [Table("Beside published systems", columns, cells, note, texts=texts, strong_columns=(), strong_rows=[0])]
 
 
 def published_note(rows: Sequence[PublishedRow]) -> str:

@@ -77,7 +77,9 @@ def _scores(task: str, rows: Sequence[Mapping[str, Any]], outcomes: Sequence[Out
         notes = "; ".join(dict.fromkeys(f"{row['system']} {row['note']}" for row in published if row["note"]))
         note = f"Scores of different profiles measure different things. {papers}." + (f" {notes}." if notes else "")
     columns = ["score × 100", "data", *map(label_of, names), "rules"]
-    return Table(task.replace("-", " ").capitalize(), columns, cells, note)
+    ours = [place for place, row in enumerate(rows) if row["ours"]]
+    texts, title = (1, len(columns) - 1), task.replace("-", " ").capitalize()
+    return Table(title, columns, cells, note, texts=texts, strong_columns=(), strong_rows=ours)
 
 
 def _columns(task: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -116,9 +116,7 @@ def test_greedy_and_sampled_answers_are_not_mixed(
         (("--sample", "--predictions", "p"), "either --model"),
     ],
 )
-def test_wrong_options_are_named(
-    options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_options_are_named(options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["region-caption", "--data", "d", "--out", "o", "--model", "m", *options])
     assert left.value.code == 2
