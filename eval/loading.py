@@ -52,7 +52,7 @@ def load_describer(folder: Path, device: str | None = None, dtype: str | None = 
     _require_region_encoder(folder)
     from osprey_tp.sessions import RegionDescriber
 
-    return RegionDescriber.from_pretrained(folder, _own_device(device), dtype)
+    return RegionDescriber.from_pretrained(folder, own_device(device), dtype)
 
 
 def _require_region_encoder(folder: Path) -> None:
@@ -90,7 +90,7 @@ def _weight_names(folder: Path) -> list[str]:
     return names
 
 
-def _own_device(device: str | None) -> str | None:
+def own_device(device: str | None) -> str | None:
     """`cuda` becomes the GPU of this process's number on its machine, so that processes do not share one."""
     own = os.environ.get("LOCAL_RANK")
     if own is None or device not in (None, "cuda"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given as drawn
 from hypothesis import strategies as st
 from torch.distributed import HashStore
 
@@ -22,6 +22,7 @@ from data_pipelines.synthetic.writer import write_scenes
 from eval.__main__ import main
 from eval.asking import Asking
 from eval.evaluation import Settings, evaluate
+from eval.loading import own_device
 from eval.predictions import PredictionLog, line_of, read_predictions
 from eval.questions import collect_questions
 from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, ask_all
@@ -38,7 +39,7 @@ NAMES = [["red", "green", "blue"], ["red"], ["blue", "green", "yellow", "red", "
 ASKING = Asking(batch_size=2, max_new_tokens=9)
 
 
-@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 9))
+@drawn(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 9))
 def test_shares_are_whole_and_balanced(sizes: list[int], processes: int) -> None:
     plans = [[(picture, region) for region in range(size)] for picture, size in enumerate(sizes)]
     shares = [share_of(plans, rank, processes) for rank in range(processes)]
@@ -208,6 +209,28 @@ def test_wrong_surroundings_are_named(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "gpus", "expected"),
+    [
+        (None, "3", 4, "cuda:3"),
+        ("cuda", "5", 4, "cuda:1"),
+        ("cuda:2", "1", 4, "cuda:2"),
+        ("cpu", "1", 4, "cpu"),
+        (None, "1", 0, None),
+        (None, None, 4, None),
+    ],
+)
+def test_each_process_takes_a_gpu_of_its_own(
+    given: str | None, own: str | None, gpus: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if own is not None:
+        monkeypatch.setenv("LOCAL_RANK", own)
+    assert own_device(given) == expected
 
 
 def test_answers_that_are_there_are_scored_by_one_process(tmp_path: Path) -> None:
