@@ -82,6 +82,8 @@ def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] 
     sums = np.zeros((len(names), measure.statistics.shape[1]))
     np.add.at(sums, image_index, measure.statistics[kept])
     value = float(measure.formula(sums.sum(axis=0)[None])[0])
+    if not np.isfinite(value):
+        return None
     low, high = _interval(measure.formula, sums)
     return Estimate(value, low, high, int(kept.sum()), len(names))
 
@@ -118,6 +120,8 @@ def estimate_difference(before: Measure, after: Measure, images: Sequence[str]) 
         np.add.at(sums, image_index[measure.counted], measure.statistics[measure.counted])
         both.append(sums)
     old, new = (float(m.formula(sums.sum(axis=0)[None])[0]) for m, sums in zip((before, after), both, strict=True))
+    if not np.isfinite([old, new]).all():
+        return None
     if len(names) < 2:
         return Difference(old, new, None, None)
     scores = [_resampled(m.formula, sums) for m, sums in zip((before, after), both, strict=True)]
@@ -129,7 +133,9 @@ def _interval(formula: Callable[[Array], Array], sums: Array) -> tuple[float | N
     return _ends(_resampled(formula, sums)) if len(sums) > 1 else (None, None)
 
 
-def _ends(scores: Array) -> tuple[float, float]:
+def _ends(scores: Array) -> tuple[float | None, float | None]:
+    if not np.isfinite(scores).any():
+        return None, None
     low, high = np.nanquantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 

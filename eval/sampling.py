@@ -1,9 +1,9 @@
 """Sampled answers that depend on the seed and the question alone, not on batches, processes or other questions.
 
 `generate` draws from one generator for the whole batch. Here each question has its own, seeded with the hash of seed
-and question, and its noise is added to the log-probabilities: the largest of log p + Gumbel noise is a draw from p (the
-Gumbel-max trick; Maddison, Tarlow, Minka: A* Sampling, 2014). So sampled questions are asked in batches like greedy
-ones, and cost one random number a word of the vocabulary, question and token more.
+and question: one number a token is put through the inverse of the distribution function, so that sampled questions are
+asked in batches like greedy ones. A batch of another size moves the model's numbers by rounding errors and, very
+rarely, a draw across the border between two words.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ class Sampling:
         """
         from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
 
-        processors = [TemperatureLogitsWarper(self.temperature), TopKLogitsWarper(self.top_k), OwnNoise(self, keys)]
+        processors = [TemperatureLogitsWarper(self.temperature), TopKLogitsWarper(self.top_k), OwnDraw(self, keys)]
         return {"do_sample": False, "num_beams": 1, "logits_processor": LogitsProcessorList(processors)}
 
 
-class OwnNoise:
-    """Adds Gumbel noise to the scores of each row, from a generator of its own."""
+class OwnDraw:
+    """Leaves one word in each row, drawn from the row's softmax by a generator of the row's own."""
 
     def __init__(self, sampling: Sampling, keys: Sequence[str]) -> None:
         self._generators = [_generator(sampling.seed, key) for key in keys]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores (B, vocabulary) whose largest in each row is a draw from their softmax.
+        """Scores (B, vocabulary) that are 0 for the drawn word and -inf for all others.
 
         Raises:
             ValueError: the batch has another size than there are keys.
@@ -69,10 +69,12 @@ class OwnNoise:
 
         if len(scores) != len(self._generators):
             raise ValueError(f"{len(scores)} answers are generated at a time, {len(self._generators)} questions named")
-        noise = torch.empty(scores.shape, dtype=torch.float64)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores - noise.log_().to(scores)
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        draws = [torch.rand(1, dtype=torch.float64, generator=generator) for generator in self._generators]
+        sought = torch.stack(draws).to(scores.device) * cumulative[:, -1:]
+        # the first word whose cumulative probability exceeds the draw, hence never one of probability 0
+        drawn = torch.searchsorted(cumulative, sought, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
 
 
 def _generator(seed: int, key: str) -> Generator:

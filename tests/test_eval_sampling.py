@@ -16,7 +16,7 @@ from eval.__main__ import main
 from eval.asking import Asking, Shown
 from eval.predictions import read_predictions
 from eval.questions import Question
-from eval.sampling import OwnNoise, Sampling
+from eval.sampling import OwnDraw, Sampling
 
 from .tiny_models import save_tiny_model
 
@@ -56,9 +56,9 @@ def test_draws_follow_the_softmax_at_the_temperature() -> None:
 
 
 def test_later_words_are_drawn_anew() -> None:
-    noise = OwnNoise(Sampling(), ["a"])
+    draw = OwnDraw(Sampling(), ["a"])
     scores = torch.zeros(1, 500)
-    words = {int(noise(torch.zeros(1, 1), scores).argmax()) for _ in range(50)}
+    words = {int(draw(torch.zeros(1, 1), scores).argmax()) for _ in range(50)}
     assert len(words) > 40
 
 
