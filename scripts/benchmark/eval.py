@@ -28,8 +28,8 @@ LEAST_SECONDS = 1e-9
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--model", type=Path, metavar="DIR", help="model folder; a random one of small size by default")
-    parser.add_argument("--hidden-size", type=int, default=512, metavar="N", help="of the random one (%(default)s)")
-    parser.add_argument("--layers", type=int, default=8, metavar="N", help="of the random one (%(default)s)")
+    parser.add_argument("--hidden-size", type=int, default=256, metavar="N", help="of the random one (%(default)s)")
+    parser.add_argument("--layers", type=int, default=4, metavar="N", help="of the random one (%(default)s)")
     parser.add_argument("--pictures", type=int, default=2, metavar="N", help="of 480 x 640 pixels (%(default)s)")
     parser.add_argument("--regions", type=int, default=16, metavar="N", help="a picture, 20 at most (%(default)s)")
     parser.add_argument("--tokens", type=int, default=10, metavar="N", help="of every answer (%(default)s)")
