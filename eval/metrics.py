@@ -20,7 +20,7 @@ from eval.profiles import DEFAULT_PROFILE, PROFILES, Profile
 from eval.questions import Question
 from eval.tasks import Task
 
-CELL_EDGES: tuple[float, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, float("inf"))
+CELL_EDGES: tuple[float, ...] = (0, 1, 4, 16, 64, 256, 1024, float("inf"))
 MOST_NAMES_FOR_CHANCE = 2000
 
 

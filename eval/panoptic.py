@@ -71,11 +71,14 @@ def panoptic_measures(segments: Segments, answers: int) -> list[Measure]:
         add(1, segment, segments.answered[segment])
     chosen = {"PQ": np.ones_like(things), "PQ_things": things, "PQ_stuff": ~things}
     measures = [
-        Measure(name, statistics, _quality_formula(which, "PQ"), values)
+        Measure(name, statistics, _quality_formula(which, "PQ"), values, over_classes=True)
         for name, which in chosen.items()
         if which.any()
     ]
-    parts = [Measure(kind, statistics, _quality_formula(np.ones_like(things), kind), values) for kind in ("SQ", "RQ")]
+    parts = [
+        Measure(kind, statistics, _quality_formula(np.ones_like(things), kind), values, over_classes=True)
+        for kind in ("SQ", "RQ")
+    ]
     return [measures[0], *parts, *(measures[1:] if things.any() and not things.all() else [])]
 
 
@@ -164,7 +167,7 @@ def mean_iou_measure(segments: Segments, answers: int) -> Measure:
         either = right + answered - both
         return mean_of_ratios(both, either, either > 0)
 
-    return Measure("mIoU", statistics, mean_iou, values)
+    return Measure("mIoU", statistics, mean_iou, values, over_classes=True)
 
 
 def average_precision(

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
 
 
+NEEDS: dict[str, str] = {"judge": "a judge: an OpenAI-compatible endpoint"}
+"""What a task may need beside a model and data, and how that is said to people."""
+
 QuestionMaker = Callable[["RegionRecord", Path, str], Iterator[Question]]
 """Record, file of its picture, text of the question -> what is asked."""
 
@@ -48,6 +51,7 @@ class Task:
         overview: the sentence between the picture and every question.
         settings: what options of the command changed about it, for `run.json` and `metrics.json`.
         can_shuffle: whether the region-blind control means something.
+        needs: what the task needs beside a model and data, keys of `NEEDS`.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Task:
     overview: str = OVERVIEW
     settings: Mapping[str, Any] = field(default_factory=dict)
     can_shuffle: bool = True
+    needs: tuple[str, ...] = ()
 
 
 def about_each_region(references: Callable[[RegionRecord, int], tuple[str, ...]]) -> QuestionMaker:

@@ -12,6 +12,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from eval.metrics import Answers
+from eval.predictions import Prediction
+from eval.questions import Question
+
 HEIGHT, WIDTH = 48, 64
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230), "yellow": (240, 220, 60)}
 
@@ -82,6 +86,21 @@ def make_data(folder: Path, names: Sequence[Sequence[str]], answers: Sequence[Se
     return Records(folder, records)
 
 
+def answers_to(
+    texts: Sequence[str], references: Sequence[Sequence[str]], images: Sequence[str] | None = None
+) -> Answers:
+    """Answers about one region each, in pictures of their own by default."""
+    pictures = images or [f"{number}.png" for number in range(len(texts))]
+    questions = [
+        Question(
+            f"fake:{number}#1", image, Path(image), 8, 8, "<mask>?", ({"size": [8, 8], "counts": ""},), tuple(group)
+        )
+        for number, (image, group) in enumerate(zip(pictures, references, strict=True))
+    ]
+    given = [Prediction(question.id, text) for question, text in zip(questions, texts, strict=True)]
+    return Answers(questions, given, [float("nan")] * len(texts))
+
+
 @dataclass
 class FakeSession:
     describer: FakeDescriber
@@ -95,6 +114,13 @@ class FakeSession:
         assert len(groups) <= batch_size
         self.describer.asked.append((self.path.name, len(groups), questions[0], options))
         return [self.describer.answer(self.path.name, regions[0]["counts"]) for regions in groups]
+
+    def score(self, texts: Sequence[str], regions: Sequence[Any], question: str, **options: Any) -> np.ndarray:
+        """0 for the text that it would answer, -1 for others; a region that it does not know has no such text."""
+        answers = [
+            self.describer.answer(self.path.name, region["counts"]) if "counts" in region else "" for region in regions
+        ]
+        return np.array([[0.0 if text == answer else -1.0 for text in texts] for answer in answers])
 
 
 @dataclass

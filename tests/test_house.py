@@ -33,6 +33,7 @@ COMMANDS = (
     "app",
     "scripts.train",
     "scripts.benchmark",
+    "scripts.benchmark eval",
     "scripts.benchmark prepare",
     "scripts.benchmark sample",
     "scripts.quickstart",
