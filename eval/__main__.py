@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from eval.profiles import DEFAULT_PROFILE, PROFILES
 from eval.sampling import Sampling
+from eval.task_options import add_task_options, task_options
 from eval.tasks import NEEDS, TASKS
 from eval.team import Team
 
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="where the model runs, such as cuda or cpu")
     parser.add_argument("--dtype", help="precision of the model, such as bfloat16")
+    add_task_options(parser)
     return parser
 
 
@@ -173,6 +175,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         sampling=sampling if options.sample else None,
         workers=options.workers,
         compare=options.compare,
+        task_options=task_options(options),
     )
 
 
@@ -204,7 +207,7 @@ def _evaluate_all(options: argparse.Namespace, team: Team) -> int:
         for outcome in outcomes:
             told = outcome.reason
             if outcome.metrics is not None:
-                headline = TASKS[outcome.task].headline
+                headline = outcome.metrics["headline"]
                 told = f"{label_of(headline)} {percent_with_interval(outcome.metrics['metrics'].get(headline))}"
             sys.stdout.write(f"{outcome.task:<26}{outcome.data:<20}{outcome.state:<10}{told}\n")
         sys.stdout.write(f"report: {options.out / ALL_PAGE}\n")

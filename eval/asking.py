@@ -30,6 +30,12 @@ class Session(Protocol):
         """One answer a group of regions."""
         ...
 
+    def score(
+        self, texts: Sequence[str], regions: Sequence[Any], question: str, *, batch_size: int, per_token: bool = False
+    ) -> Any:
+        """(regions, texts) log-likelihoods."""
+        ...
+
 
 class Describer(Protocol):
     """What is needed of an `osprey_tp.sessions.RegionDescriber`."""
@@ -114,4 +120,16 @@ def prediction_of(item: Shown, answer: str, asking: Asking, scores: Sequence[flo
     )
 
 
-ASKERS: dict[str, Asker] = {"answers": ask_for_answers}
+def _rank_candidates(session: Session, batch: Sequence[Shown], asking: Asking) -> list[Prediction]:
+    from eval.candidates import rank_candidates
+
+    return rank_candidates(session, batch, asking)
+
+
+def _choose_regions(session: Session, batch: Sequence[Shown], asking: Asking) -> list[Prediction]:
+    from eval.grounding import choose_regions
+
+    return choose_regions(session, batch, asking)
+
+
+ASKERS: dict[str, Asker] = {"answers": ask_for_answers, "candidates": _rank_candidates, "regions": _choose_regions}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from eval.categories import by_category
 from eval.checksums import file_checksum, folder_checksum, package_versions
 from eval.comparison import check_comparable
 from eval.intervals import CONFIDENCE, RESAMPLES, SEED
-from eval.loading import load_describer, open_records, source_of
+from eval.loading import load_describer, open_records, require_prepared, source_of
 from eval.metrics import Answers, Scoring, ScoringOptions, by_region_size, score, select_answers, summarise
 from eval.predictions import Prediction, line_of, read_predictions
 from eval.questions import Question, Records, collect_questions
 from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, ask_all
 from eval.sampling import Sampling
+from eval.task_options import TaskOptions, tailored
 from eval.tasks import NEEDS, TASKS, Task
 from eval.team import Step, Team
 
@@ -62,6 +63,7 @@ class Settings:
         sampling: how answers are drawn; greedy by default.
         workers: threads that decode pictures ahead.
         compare: results of another run of the same task on the same data, to compare with.
+        task_options: options of single tasks.
     """
 
     task: str
@@ -81,6 +83,7 @@ class Settings:
     sampling: Sampling | None = None
     workers: int = 0
     compare: Path | None = None
+    task_options: TaskOptions = field(default_factory=TaskOptions)
 
     @property
     def provides(self) -> frozenset[str]:
@@ -113,8 +116,11 @@ def evaluate(
         OSError: a file is missing or cannot be written, or another process failed.
     """
     task, team = TASKS[settings.task], team or Team()
+    _check_files(settings)
+    records = records or open_records(settings.data)
+    task = tailored(task, settings.task_options, records, settings.data, open_records)
     _check(settings, task, team)
-    questions = collect_questions(task, records or open_records(settings.data), settings.question)
+    questions = collect_questions(task, records, settings.question)
     scored_by = ScoringOptions(settings.profile, settings.sentence_bert)
     if settings.predictions is None:
         with team.step(str(settings.out)) as step:
@@ -149,14 +155,19 @@ def evaluate(
     return metrics
 
 
-def _check(settings: Settings, task: Task, team: Team) -> None:
-    """Refuse settings that do not fit each other before anything is asked."""
+def _check_files(settings: Settings) -> None:
+    """Refuse a question and a folder that cannot be used before the records are read."""
     from osprey_tp.prompts import require_one_region
 
-    if not (settings.data / "manifest.json").is_file():
-        open_records(settings.data)
+    require_prepared(settings.data)
     if settings.question is not None:
         require_one_region(settings.question)
+
+
+def _check(settings: Settings, task: Task, team: Team) -> None:
+    """Refuse settings that do not fit each other before anything is asked."""
+    if settings.shuffle_seed is not None and not task.can_shuffle:
+        raise ValueError(f"{task.name} has no control with shuffled regions; leave --shuffle-regions out")
     if settings.predictions is not None and team.size > 1:
         raise ValueError(
             f"answers that are there are scored by one process, not by {team.size}; start without torchrun"
@@ -238,6 +249,7 @@ def _ask(
                 "model": model["checksum"],
                 "data": folder_checksum(settings.data),
                 "shuffle_seed": settings.shuffle_seed,
+                "options": dict(task.settings),
             },
         )
     processor = getattr(describer, "processor", None)
@@ -330,7 +342,7 @@ def _right_about_shown(questions: Sequence[Question], predictions: dict[str, Pre
     """
     references = {question.id: question.references for question in questions}
     return {
-        key: replace(prediction, prediction=references[prediction.shown_region or key][0])
+        key: replace(prediction, prediction=references[prediction.shown_region or key][0], scores=())
         for key, prediction in predictions.items()
     }
 
@@ -345,11 +357,14 @@ def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring
             "images": len(set(answers.images)),
             "empty_answers": sum(not text.strip() for text in answers.texts),
         },
+        "headline": task.headline,
         "metrics": summarise(scoring, answers),
         "by_region_size": by_region_size(scoring, answers),
         "by_category": by_category(scoring, answers, task.headline),
         "not_measured": scoring.not_measured,
         "notes": scoring.notes,
+        "details": scoring.details,
+        "options": dict(task.settings),
         "intervals": {"confidence": CONFIDENCE, "bootstrap_over": "images", "resamples": RESAMPLES, "seed": SEED},
         "limit": settings.limit,
         "data": {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.categories import LEAST_REGIONS, SHOWN, interval_of, most_frequent, worst
-from eval.figures import Panel, Point, ScoreRow, panel_figure, score_figure
+from eval.figures import Panel, Point, ScoreRow, panel_figure, reliability_figure, score_figure
 from eval.galleries import galleries
 from eval.labels import NOTHING, UNBOUNDED, interval_text, label_of, percent, percent_with_interval
 from eval.metrics import Scoring
@@ -38,6 +38,7 @@ def evaluation_page(
     sections: list[Section] = [key_figures(metrics), score_table(metrics)]
     sections += published_table(metrics)
     sections += score_figures(metrics)
+    sections += reliability_diagram(metrics)
     sections += category_tables(metrics, task.headline)
     sections += galleries(task, questions, predictions, scoring)
     sections.append(Details("Settings, versions, checksums", settings_tables(metrics)))
@@ -127,6 +128,19 @@ def score_figures(metrics: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
+def reliability_diagram(metrics: Mapping[str, Any]) -> list[Section]:
+    """Confidence against accuracy, where candidates were ranked."""
+    bins = metrics["details"].get("reliability")
+    if not bins:
+        return []
+    confidence, accuracy, regions = ([row[name] for row in bins] for name in ("confidence", "accuracy", "regions"))
+    caption = (
+        "Dots: regions of like confidence, the softmax over the candidates; larger dots, more regions. On the dashed "
+        "line confidence is right, below it is too high."
+    )
+    return [Figure("Calibration", reliability_figure(confidence, accuracy, regions), caption)]
+
+
 def category_tables(metrics: Mapping[str, Any], headline: str) -> list[Section]:
     """The most frequent and the worst categories, side by side with their counts; nothing without categories."""
     rows = metrics["by_category"]
@@ -164,10 +178,10 @@ def published_table(metrics: Mapping[str, Any]) -> list[Section]:
     columns = ["score × 100", *map(label_of, names), "rules"]
     own = [percent(metrics["metrics"].get(name, {}).get("value")) for name in names]
     cells = [[f"this run ({metrics['data']['folder']})", *own, f"profile {metrics['profile']}"]]
-    cells += [
-        [row.system, *(percent(row.scores.get(name)) for name in names), comparability(row, metrics["profile"])]
-        for row in rows
-    ]
+    ranked = "candidate_score" in metrics["options"]
+    for row in rows:
+        scores = [percent(row.scores.get(name)) for name in names]
+        cells.append([row.system, *scores, comparability(row, metrics["profile"], ranked=ranked)])
     texts, note = [len(columns) - 1], published_note(rows)
     return [Table("Beside published systems", columns, cells, note, texts=texts, strong_columns=(), strong_rows=[0])]
 
@@ -190,7 +204,7 @@ def settings_tables(metrics: Mapping[str, Any]) -> list[Table | Text]:
         rows.append(["limit", f"the first {metrics['limit']:,} regions"])
     if "decoding" in metrics:
         rows.append(["decoding", ", ".join(f"{name} {value}" for name, value in metrics["decoding"].items())])
-    for name in ("model", "predictions", "data"):
+    for name in ("model", "predictions", "data", "options"):
         rows += [[name, f"{part}: {value}"] for part, value in metrics.get(name, {}).items()]
     rows += [[name.replace("_", " "), str(value)] for name, value in metrics["notes"].items()]
     rows += [[name, version] for name, version in metrics["versions"].items()]

@@ -102,7 +102,14 @@ def evaluate_all(
             if progress and team.first:
                 sys.stderr.write(f"{task.name} on {name}\n")
             begun = time.monotonic()
-            own = replace(settings, task=task.name, data=folder, out=settings.out / task.name / name)
+            own = replace(
+                settings,
+                task=task.name,
+                data=folder,
+                out=settings.out / task.name / name,
+                shuffle_seed=settings.shuffle_seed if task.can_shuffle else None,
+                task_options=settings.task_options.for_task(task.name),
+            )
             try:
                 metrics = evaluate(own, records=records, load=load, progress=progress, team=team)
             except ERRORS as error:
@@ -176,7 +183,7 @@ def table_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                 "system": row.system,
                 "data": row.benchmark,
                 "profile": row.profile or None,
-                "comparison": comparability(row, metrics["profile"]),
+                "comparison": comparability(row, metrics["profile"], ranked="candidate_score" in metrics["options"]),
                 "scores": dict(row.scores),
                 "paper": row.paper,
                 "note": row.note,
@@ -211,6 +218,7 @@ def _write(settings: Settings, outcomes: Sequence[Outcome], team: Team) -> None:
                 "state": outcome.state,
                 "reason": outcome.reason,
                 "seconds": round(outcome.seconds, 3),
+                "headline": outcome.metrics["headline"] if outcome.metrics else None,
                 "results": f"{outcome.task}/{outcome.data}" if outcome.metrics else None,
                 "metrics": outcome.metrics["metrics"] if outcome.metrics else {},
                 "not_measured": outcome.metrics["not_measured"] if outcome.metrics else {},

@@ -145,6 +145,22 @@ def line_figure(
     return _svg(figure)
 
 
+def reliability_figure(confidence: Sequence[float], accuracy: Sequence[float], answers: Sequence[int]) -> str:
+    """How often answers of like confidence are right: one dot a bin, its area by its answers; on the line is ideal."""
+    figure, axes = _figure(width=4.4, height=4.2)
+    axes.plot([0, 100], [0, 100], color=CHANCE, linewidth=1.6, linestyle=(0, (4, 3)))
+    sizes = [20 + 260 * count / max(answers) for count in answers]
+    x, y = ([100 * value for value in values] for values in (confidence, accuracy))
+    axes.plot(x, y, color=MODEL, linewidth=1.2, alpha=0.45)
+    axes.scatter(x, y, s=sizes, color=MODEL, alpha=0.85, linewidths=0, zorder=3)
+    axes.set_xlim(-3, 103)
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel("confidence × 100")
+    axes.set_ylabel("accuracy × 100")
+    axes.grid()
+    return _svg(figure)
+
+
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
     """A figure that needs no display and leaves matplotlib's global state alone."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG

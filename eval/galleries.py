@@ -71,6 +71,7 @@ def gallery_item(question: Question, prediction: Prediction, value: float, bound
         picture=question_picture(question),
         lines=[
             *([("", prediction.question)] if prediction.question else []),
+            *([("expression", question.facts["expression"])] if "expression" in question.facts else []),
             ("answer", prediction.prediction.strip() or "(empty)"),
             ("reference", " / ".join(question.references)),
             ("region", region_size(question, prediction.region_cells)),

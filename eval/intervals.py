@@ -30,12 +30,22 @@ class Measure:
         statistics: (answers, K), what each answer adds to the sums; a row of zeros leaves the answer out.
         formula: sums (..., K) -> scores (...); NaN where the sums hold nothing to score.
         values: (answers,) each answer's own score, NaN where it has none.
+        is_whole: the score is one of all answers together and no formula of sums: it has no interval, and parts of the
+            answers have no such score.
     """
 
     name: str
     statistics: Array
     formula: Callable[[Array], Array]
     values: Array
+    is_whole: bool = False
+
+    @classmethod
+    def whole(cls, name: str, value: float, values: Array) -> Measure:
+        """A score that another tool made of all answers."""
+        return cls(
+            name, np.zeros((len(values), 1)), lambda sums: np.full(sums.shape[:-1], value), values, is_whole=True
+        )
 
     @property
     def counted(self) -> NDArray[np.bool_]:
@@ -68,7 +78,7 @@ def _mean(sums: Array) -> Array:
 
 
 def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] | None = None) -> Estimate | None:
-    """Score the chosen answers (all by default), with an interval over their images; None if there are none.
+    """Score the chosen answers (all by default), with an interval over images; None if they hold nothing to score.
 
     Args:
         measure: the score.
@@ -76,7 +86,7 @@ def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] 
         chosen: (answers,) which answers count.
     """
     kept = measure.counted if chosen is None else measure.counted & chosen
-    if not kept.any():
+    if not kept.any() or (measure.is_whole and chosen is not None):
         return None
     names, image_index = np.unique(np.asarray(images)[kept], return_inverse=True)
     sums = np.zeros((len(names), measure.statistics.shape[1]))
@@ -84,7 +94,7 @@ def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] 
     value = float(measure.formula(sums.sum(axis=0)[None])[0])
     if not np.isfinite(value):
         return None
-    low, high = _interval(measure.formula, sums)
+    low, high = (None, None) if measure.is_whole else _interval(measure.formula, sums)
     return Estimate(value, low, high, int(kept.sum()), len(names))
 
 
@@ -122,7 +132,7 @@ def estimate_difference(before: Measure, after: Measure, images: Sequence[str]) 
     old, new = (float(m.formula(sums.sum(axis=0)[None])[0]) for m, sums in zip((before, after), both, strict=True))
     if not np.isfinite([old, new]).all():
         return None
-    if len(names) < 2:
+    if len(names) < 2 or before.is_whole or after.is_whole:
         return Difference(old, new, None, None)
     scores = [_resampled(m.formula, sums) for m, sums in zip((before, after), both, strict=True)]
     return Difference(old, new, *_ends(scores[1] - scores[0]))

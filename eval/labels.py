@@ -18,9 +18,18 @@ LABELS = {
     "Bleu_2": "BLEU-2",
     "Bleu_3": "BLEU-3",
     "Bleu_4": "BLEU-4",
+    "top_1": "Top-1",
+    "top_5": "Top-5",
+    "calibration_error": "Calibration error ↓",
+    "brier_score": "Brier score ↓",
+    "class_accuracy": "Class accuracy",
+    "PQ_things": "PQ of things",
+    "PQ_stuff": "PQ of stuff",
+    "box_accuracy": "Box accuracy",
+    "mask_accuracy": "Mask accuracy",
 }
-UNBOUNDED = {"CIDEr"}
-"""Measures that can exceed 1."""
+UNBOUNDED = {"CIDEr", "calibration_error", "brier_score"}
+"""Measures that can exceed 1, or are better when they are low: no colours, no scale of 0 to 100."""
 
 NOTHING = "–"
 

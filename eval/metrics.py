@@ -74,12 +74,16 @@ class ScoringOptions:
 
 @dataclass
 class Scoring:
-    """What scorers found: measures, chance levels by measure, what could not be measured and why, and notes."""
+    """What scorers found: measures, chance levels by measure, what could not be measured and why, notes, and details.
+
+    `details` are further results that JSON can hold, such as the bins of a reliability diagram.
+    """
 
     measures: list[Measure] = field(default_factory=list)
     chance: dict[str, float] = field(default_factory=dict)
     not_measured: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,11 +215,39 @@ def _score_semantic_similarity(material: Material, scoring: Scoring) -> None:
     scoring.notes["sentence_bert"] = encoder.checksum
 
 
+def _score_candidates(material: Material, scoring: Scoring) -> None:
+    from eval.candidates import score_candidates
+
+    score_candidates(material, scoring)
+
+
+def _score_segments_by_similarity(material: Material, scoring: Scoring) -> None:
+    from eval.segmentation import score_by_similarity
+
+    score_by_similarity(material, scoring)
+
+
+def _score_segments_by_likelihood(material: Material, scoring: Scoring) -> None:
+    from eval.segmentation import score_by_likelihood
+
+    score_by_likelihood(material, scoring)
+
+
+def _score_grounding(material: Material, scoring: Scoring) -> None:
+    from eval.grounding import score_grounding
+
+    score_grounding(material, scoring)
+
+
 SCORERS: dict[str, Scorer] = {
     "words": _score_words,
     "attributes": _score_attributes,
     "captions": _score_captions,
     "semantic_similarity": _score_semantic_similarity,
+    "candidates": _score_candidates,
+    "segments_by_similarity": _score_segments_by_similarity,
+    "segments_by_likelihood": _score_segments_by_likelihood,
+    "grounding": _score_grounding,
 }
 
 

@@ -6,13 +6,21 @@ To add a task, write which questions come from a record, and enter it in `TASKS`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from eval.grounding import about_each_expression
 from eval.questions import Question, region_question
-from osprey_tp.prompts import CATEGORY_QUESTION, OVERVIEW, SHORT_DESCRIPTION_QUESTION
+from eval.segmentation import about_each_segment
+from osprey_tp.prompts import (
+    CATEGORY_QUESTION,
+    DOTTED_OVERVIEW,
+    OPEN_VOCABULARY_QUESTION,
+    OVERVIEW,
+    SHORT_DESCRIPTION_QUESTION,
+)
 
 if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
@@ -42,6 +50,8 @@ class Task:
         asker: key of `eval.asking.ASKERS`: how a session is asked.
         overview: the sentence between the picture and every question.
         needs: what the task needs beside a model and data, keys of `NEEDS`.
+        settings: what options of the command changed about it, for `run.json` and `metrics.json`.
+        can_shuffle: whether the region-blind control means something.
     """
 
     name: str
@@ -56,6 +66,8 @@ class Task:
     asker: str = "answers"
     overview: str = OVERVIEW
     needs: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    can_shuffle: bool = True
 
 
 def about_each_region(references: Callable[[RegionRecord, int], tuple[str, ...]]) -> QuestionMaker:
@@ -111,6 +123,31 @@ TASKS: dict[str, Task] = {
             scorers=("captions", "semantic_similarity"),
             headline="CIDEr",
             needed="turns that describe a region: the user's <region1> alone, answered by the description",
+        ),
+        Task(
+            name="open-vocab-segmentation",
+            summary="classify true segments in the model's own words: PQ, SQ, RQ, AP, mIoU",
+            question=OPEN_VOCABULARY_QUESTION,
+            max_new_tokens=32,
+            kind="category",
+            questions=about_each_segment,
+            scorers=("segments_by_similarity", "words"),
+            headline="class_accuracy",
+            needed="regions with a name, best of the sources panoptic and cityscapes",
+            overview=DOTTED_OVERVIEW,
+        ),
+        Task(
+            name="grounding",
+            summary="find the region that an expression means: accuracy at IoU 0.5, cIoU, mIoU",
+            question=SHORT_DESCRIPTION_QUESTION,
+            max_new_tokens=1,
+            kind="caption",
+            questions=about_each_expression,
+            scorers=("grounding",),
+            headline="mIoU",
+            needed="turns that describe a region: the user's <region1> alone, answered by the expression",
+            asker="regions",
+            can_shuffle=False,
         ),
     )
 }

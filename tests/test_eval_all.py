@@ -105,6 +105,8 @@ def test_the_model_is_loaded_once_and_a_failing_task_keeps_the_others(
     describer, loaded = FakeDescriber(answer), []
     monkeypatch.setattr("eval.everything.load_describer", lambda *_: loaded.append(1) or describer)
     monkeypatch.setattr("eval.everything.open_records", lambda folder: records)
+    two = {name: TASKS[name] for name in ("referring-classification", "region-caption")}
+    monkeypatch.setattr("eval.everything.TASKS", two)
     settings = settings_for(tmp_path)
     out = settings.out / "referring-classification" / "data"
     out.mkdir(parents=True)
@@ -140,6 +142,8 @@ def metrics_of(profile: str) -> dict[str, object]:
         "counts": {"regions": 3},
         "metrics": {"semantic_iou": {"value": 0.5, "low": None, "high": None}},
         "not_measured": {},
+        "options": {},
+        "headline": "semantic_iou",
     }
 
 

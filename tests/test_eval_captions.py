@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import eval.captions
 from eval.captions import bleu_measures, caption_measures, meteor_measure, ptb_tokens, word_tokens
 from eval.intervals import estimate
-from eval.metrics import Answers, score, summarise
+from eval.metrics import Answers, ScoringOptions, score, summarise
+from eval.predictions import Prediction
+from eval.questions import Question
 from eval.tasks import TASKS
 
 # The example in the README of nlg-eval (Maluuba) and the values that it documents for it.
@@ -45,6 +49,14 @@ def test_the_documented_example() -> None:
     assert tokenizer.startswith("Penn Treebank")
 
 
+def answers_of(texts: list[str]) -> Answers:
+    """Answers to one question about each of the two pictures."""
+    pairs = zip(("a#1", "b#1"), IMAGES, REFERENCES, strict=True)
+    questions = [Question(key, image, Path(image), 8, 8, "", (), tuple(group)) for key, image, group in pairs]
+    given = [Prediction(question.id, text) for question, text in zip(questions, texts, strict=True)]
+    return Answers(questions, given, [1.0, 2.0])
+
+
 def test_without_java_all_but_meteor_is_measured_and_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eval.captions, "has_java", lambda: False)
     measures, tokenizer = caption_measures(HYPOTHESES, REFERENCES)
@@ -52,8 +64,8 @@ def test_without_java_all_but_meteor_is_measured_and_the_report_says_so(monkeypa
     assert values_of(measures) == pytest.approx(without_meteor, abs=1e-6)
     assert "no Java" in tokenizer
 
-    answers = Answers(["a#1", "b#1"], HYPOTHESES, IMAGES, REFERENCES, [1.0, 2.0])
-    scoring = score(TASKS["region-caption"], answers, "clean")
+    answers = answers_of(HYPOTHESES)
+    scoring = score(TASKS["region-caption"], answers, ScoringOptions())
     assert "default-jre-headless" in scoring.not_measured["METEOR"]
     assert scoring.notes["caption_tokenizer"] == tokenizer
     assert "METEOR" not in summarise(scoring, answers)
@@ -109,8 +121,8 @@ def test_words_without_java() -> None:
 
 
 def test_an_empty_caption_scores_nothing() -> None:
-    answers = Answers(["a#1", "b#1"], ["", HYPOTHESES[1]], IMAGES, REFERENCES, [1.0, 2.0])
-    scoring = score(TASKS["region-caption"], answers, "clean")
+    answers = answers_of(["", HYPOTHESES[1]])
+    scoring = score(TASKS["region-caption"], answers, ScoringOptions())
     values = {measure.name: measure.values for measure in scoring.measures}
     assert values["METEOR"][0] == values["CIDEr"][0] == values["ROUGE_L"][0] == 0
     assert values["Bleu_4"][0] == pytest.approx(0)
