@@ -29,11 +29,8 @@ def by_category(scoring: Scoring, answers: Answers, headline: str) -> list[dict[
     if len(categories) < 2:
         return []
     pictures = np.asarray(answers.images)
-    columns = {
-        measure.name: _values(measure, place, len(categories))
-        for measure in scoring.measures
-        if not (measure.is_whole or measure.over_classes)
-    }
+    parts = [measure for measure in scoring.measures if not (measure.is_whole or measure.over_classes)]
+    columns = {measure.name: _values(measure, place, len(categories)) for measure in parts}
     rows: list[dict[str, Any]] = [
         {
             "category": str(category),
@@ -45,7 +42,7 @@ def by_category(scoring: Scoring, answers: Answers, headline: str) -> list[dict[
         if category
     ]
     rows.sort(key=lambda row: (-row["regions"], row["category"]))
-    measure = next((measure for measure in scoring.measures if measure.name == headline), None)
+    measure = next((measure for measure in parts if measure.name == headline), None)
     if measure is not None:
         shown = {row["category"]: row for row in (*most_frequent(rows), *worst(rows, headline))}
         for category, row in shown.items():

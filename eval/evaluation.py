@@ -27,7 +27,7 @@ from eval.categories import by_category
 from eval.checksums import file_checksum, folder_checksum, package_versions
 from eval.comparison import check_comparable
 from eval.intervals import CONFIDENCE, RESAMPLES, SEED
-from eval.loading import load_describer, open_records, source_of
+from eval.loading import load_describer, open_records, require_prepared, source_of
 from eval.metrics import Answers, Scoring, ScoringOptions, by_region_size, score, select_answers, summarise
 from eval.predictions import Prediction, line_of, read_predictions
 from eval.questions import Question, Records, collect_questions
@@ -115,11 +115,11 @@ def evaluate(
             a file are empty; they were scored as wrong.
         OSError: a file is missing or cannot be written, or another process failed.
     """
-    team = team or Team()
-    _check(settings, TASKS[settings.task], team)
+    task, team = TASKS[settings.task], team or Team()
+    _check_files(settings)
     records = records or open_records(settings.data)
-    task = tailored(TASKS[settings.task], settings.task_options, records, settings.data, open_records)
-    _check_asking(settings, task)
+    task = tailored(task, settings.task_options, records, settings.data, open_records)
+    _check(settings, task, team)
     questions = collect_questions(task, records, settings.question)
     scored_by = ScoringOptions(settings.profile, settings.sentence_bert)
     if settings.predictions is None:
@@ -155,14 +155,19 @@ def evaluate(
     return metrics
 
 
-def _check(settings: Settings, task: Task, team: Team) -> None:
-    """Refuse settings that do not fit each other before anything is asked."""
+def _check_files(settings: Settings) -> None:
+    """Refuse a question and a folder that cannot be used before the records are read."""
     from osprey_tp.prompts import require_one_region
 
-    if not (settings.data / "manifest.json").is_file():
-        open_records(settings.data)
+    require_prepared(settings.data)
     if settings.question is not None:
         require_one_region(settings.question)
+
+
+def _check(settings: Settings, task: Task, team: Team) -> None:
+    """Refuse settings that do not fit each other before anything is asked."""
+    if settings.shuffle_seed is not None and not task.can_shuffle:
+        raise ValueError(f"{task.name} has no control with shuffled regions; leave --shuffle-regions out")
     if settings.predictions is not None and team.size > 1:
         raise ValueError(
             f"answers that are there are scored by one process, not by {team.size}; start without torchrun"
@@ -171,19 +176,13 @@ def _check(settings: Settings, task: Task, team: Team) -> None:
         own = settings.out / PREDICTIONS_FILE
         if not (own.exists() and settings.predictions.exists() and own.samefile(settings.predictions)):
             raise ValueError(f"{settings.out} holds answers of a model ({RUN_FILE}); give another --out")
+    if settings.sampling is not None and task.asker != "answers":
+        raise ValueError(f"{task.name} ranks candidates and draws no answers; leave --sample out")
     lacking = [need for need in task.needs if need not in settings.provides]
     if lacking:
         raise ValueError(f"{task.name} needs {' and '.join(NEEDS[need] for need in lacking)}")
     if settings.compare is not None:
         check_comparable(settings.compare, task.name, folder_checksum(settings.data))
-
-
-def _check_asking(settings: Settings, task: Task) -> None:
-    """Refuse ways of asking that the task, with its options applied, does not have."""
-    if settings.sampling is not None and task.asker != "answers":
-        raise ValueError(f"{task.name} ranks candidates and draws no answers; leave --sample out")
-    if settings.shuffle_seed is not None and not task.can_shuffle:
-        raise ValueError(f"{task.name} has no control with shuffled regions; leave --shuffle-regions out")
 
 
 def _keep(settings: Settings, answers: Answers) -> None:
@@ -351,7 +350,6 @@ def _right_about_shown(questions: Sequence[Question], predictions: dict[str, Pre
 def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring) -> dict[str, Any]:
     return {
         "task": task.name,
-        "headline": task.headline,
         "profile": settings.profile,
         "question": settings.question or task.question,
         "counts": {
@@ -359,6 +357,7 @@ def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring
             "images": len(set(answers.images)),
             "empty_answers": sum(not text.strip() for text in answers.texts),
         },
+        "headline": task.headline,
         "metrics": summarise(scoring, answers),
         "by_region_size": by_region_size(scoring, answers),
         "by_category": by_category(scoring, answers, task.headline),

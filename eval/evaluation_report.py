@@ -179,10 +179,10 @@ def published_table(metrics: Mapping[str, Any]) -> list[Section]:
     columns = ["score × 100", *map(label_of, names), "rules"]
     own = [percent(metrics["metrics"].get(name, {}).get("value")) for name in names]
     cells = [[f"this run ({metrics['data']['folder']})", *own, f"profile {metrics['profile']}"]]
-    cells += [
-        [row.system, *(percent(row.scores.get(name)) for name in names), comparability(row, metrics["profile"])]
-        for row in rows
-    ]
+    ranked = "candidate_score" in metrics["options"]
+    for row in rows:
+        scores = [percent(row.scores.get(name)) for name in names]
+        cells.append([row.system, *scores, comparability(row, metrics["profile"], ranked=ranked)])
     texts, note = [len(columns) - 1], published_note(rows)
     return [Table("Beside published systems", columns, cells, note, texts=texts, strong_columns=(), strong_rows=[0])]
 

@@ -94,19 +94,24 @@ def evaluate_all(
             outcomes.append(Outcome("", name, "", "failed", one_line(error)))
             continue
         for task in tasks:
-            reason = why_not(task, settings)
-            if reason:
+            lacking = [need for need in task.needs if need not in settings.provides]
+            if lacking:
+                reason = "needs " + " and ".join(NEEDS[need] for need in lacking)
                 outcomes.append(Outcome(task.name, name, source, "left out", reason))
                 continue
             if progress and team.first:
                 sys.stderr.write(f"{task.name} on {name}\n")
             begun = time.monotonic()
+            own_options = settings.task_options.for_task(task.name)
+            ranks = task.asker != "answers" or own_options.candidates is not None
             own = replace(
                 settings,
                 task=task.name,
                 data=folder,
                 out=settings.out / task.name / name,
-                task_options=settings.task_options.for_task(task.name),
+                shuffle_seed=settings.shuffle_seed if task.can_shuffle else None,
+                sampling=None if ranks else settings.sampling,
+                task_options=own_options,
             )
             try:
                 metrics = evaluate(own, records=records, load=load, progress=progress, team=team)
@@ -156,18 +161,6 @@ def tasks_for(records: Records) -> list[Task]:
     return [task for name, task in TASKS.items() if name in found]
 
 
-def why_not(task: Task, settings: Settings) -> str:
-    """Why the task cannot be run with these settings, whatever the data; "" if it can."""
-    lacking = [need for need in task.needs if need not in settings.provides]
-    if lacking:
-        return "needs " + " and ".join(NEEDS[need] for need in lacking)
-    if settings.shuffle_seed is not None and not task.can_shuffle:
-        return "has no control with shuffled regions"
-    if settings.sampling is not None and task.asker != "answers":
-        return "ranks candidates and draws no answers"
-    return ""
-
-
 def table_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """One table: a row for each of our results, those of published systems on data of the same source below it."""
     rows: list[dict[str, Any]] = []
@@ -178,7 +171,6 @@ def table_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "task": outcome.task,
-                "headline": metrics["headline"],
                 "system": metrics["model"]["folder"],
                 "data": outcome.data,
                 "profile": metrics["profile"],
@@ -194,7 +186,7 @@ def table_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                 "system": row.system,
                 "data": row.benchmark,
                 "profile": row.profile or None,
-                "comparison": comparability(row, metrics["profile"]),
+                "comparison": comparability(row, metrics["profile"], ranked="candidate_score" in metrics["options"]),
                 "scores": dict(row.scores),
                 "paper": row.paper,
                 "note": row.note,
@@ -229,6 +221,7 @@ def _write(settings: Settings, outcomes: Sequence[Outcome], team: Team) -> None:
                 "state": outcome.state,
                 "reason": outcome.reason,
                 "seconds": round(outcome.seconds, 3),
+                "headline": outcome.metrics["headline"] if outcome.metrics else None,
                 "results": f"{outcome.task}/{outcome.data}" if outcome.metrics else None,
                 "metrics": outcome.metrics["metrics"] if outcome.metrics else {},
                 "not_measured": outcome.metrics["not_measured"] if outcome.metrics else {},

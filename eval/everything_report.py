@@ -39,9 +39,9 @@ def _counted(states: Sequence[str]) -> str:
 
 
 def _headline(outcome: Outcome) -> KeyFigure:
-    metrics = outcome.metrics or {}
-    name = metrics["headline"]
-    row = metrics["metrics"].get(name)
+    assert outcome.metrics is not None
+    name = outcome.metrics["headline"]
+    row = outcome.metrics["metrics"].get(name)
     value = NOTHING if row is None else percent(row["value"])
     return KeyFigure(label_of(name), value, f"{outcome.task}\n{outcome.data}")
 
@@ -59,7 +59,7 @@ def _states(outcomes: Sequence[Outcome]) -> Table:
 
 def _scores(task: str, rows: Sequence[Mapping[str, Any]], outcomes: Sequence[Outcome]) -> Table:
     """Our scores on each data folder, with intervals, and the published rows below those of their source."""
-    names = _columns(rows)
+    names = _columns([outcome.metrics["headline"] for outcome in outcomes if outcome.metrics], rows)
     metrics = {outcome.data: outcome.metrics["metrics"] for outcome in outcomes if outcome.metrics}
     cells = []
     for row in rows:
@@ -82,10 +82,9 @@ def _scores(task: str, rows: Sequence[Mapping[str, Any]], outcomes: Sequence[Out
     return Table(title, columns, cells, note, texts=texts, strong_columns=(), strong_rows=ours)
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _columns(headlines: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The headline first, then what papers report, then the rest."""
     known = dict.fromkeys(name for row in rows for name in row["scores"])
     published = dict.fromkeys(name for row in rows if not row["ours"] for name in row["scores"])
-    headlines = dict.fromkeys(row["headline"] for row in rows if row["ours"])
     ordered = dict.fromkeys([*headlines, *published, *known])
     return [name for name in ordered if name in known and name not in LEFT_OUT][:MOST_COLUMNS]

@@ -29,7 +29,7 @@ LABELS = {
     "mask_accuracy": "Mask accuracy",
 }
 UNBOUNDED = {"CIDEr", "calibration_error", "brier_score"}
-"""Measures that can exceed 1, or where less is better."""
+"""Measures that can exceed 1, or are better when they are low: no colours, no scale of 0 to 100."""
 
 NOTHING = "–"
 

@@ -15,16 +15,25 @@ if TYPE_CHECKING:
 WEIGHTS = "model*.safetensors"
 
 
-def open_records(folder: Path) -> Records:
-    """The records of a prepared folder.
+def require_prepared(folder: Path) -> None:
+    """Refuse a folder that was not made by `python -m data_pipelines prepare`.
 
     Raises:
-        FileNotFoundError: the folder was not made by `python -m data_pipelines prepare`.
+        FileNotFoundError: it is none.
     """
     if not (folder / "manifest.json").is_file():
         raise FileNotFoundError(
             f"{folder} holds no manifest.json; prepare the data with `python -m data_pipelines prepare`"
         )
+
+
+def open_records(folder: Path) -> Records:
+    """The records of a prepared folder.
+
+    Raises:
+        FileNotFoundError: as `require_prepared`.
+    """
+    require_prepared(folder)
     from data_pipelines.records import RecordFolder
 
     records: Records = RecordFolder.open(folder)

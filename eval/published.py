@@ -130,8 +130,16 @@ def published_rows(task: str, source: str) -> list[PublishedRow]:
     return [row for row in PUBLISHED if (row.task, row.source) == (task, source)]
 
 
-def comparability(row: PublishedRow, profile: str) -> str:
-    """How a published row stands to a run under `profile`, in words for a table."""
+def comparability(row: PublishedRow, profile: str, *, ranked: bool = False) -> str:
+    """How a published row stands to a run under `profile`, in words for a table.
+
+    Args:
+        row: the published one.
+        profile: of the run.
+        ranked: the run ranked candidates by likelihood, where published systems answer freely.
+    """
+    if ranked:
+        return "free answers, here candidates were ranked: not comparable"
     if not row.profile:
         return "rules not stated: not comparable as it is"
     return "same profile" if row.profile == profile else f"profile {row.profile}: not comparable with {profile}"

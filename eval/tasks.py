@@ -49,9 +49,9 @@ class Task:
         needed: what the data must hold, for the message when it does not.
         asker: key of `eval.asking.ASKERS`: how a session is asked.
         overview: the sentence between the picture and every question.
+        needs: what the task needs beside a model and data, keys of `NEEDS`.
         settings: what options of the command changed about it, for `run.json` and `metrics.json`.
         can_shuffle: whether the region-blind control means something.
-        needs: what the task needs beside a model and data, keys of `NEEDS`.
     """
 
     name: str
@@ -65,9 +65,9 @@ class Task:
     needed: str
     asker: str = "answers"
     overview: str = OVERVIEW
+    needs: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     can_shuffle: bool = True
-    needs: tuple[str, ...] = ()
 
 
 def about_each_region(references: Callable[[RegionRecord, int], tuple[str, ...]]) -> QuestionMaker:

@@ -112,7 +112,7 @@ def test_the_model_is_loaded_once_and_a_failing_task_keeps_the_others(
     outcomes = evaluate_all(settings, [settings.data], progress=False)
     states = {outcome.task: outcome.state for outcome in outcomes}
     assert states["referring-classification"] == "failed"
-    assert states["region-caption"] == "done"
+    assert states["region-caption"] == states["grounding"] == "done"
     assert loaded == [1]
 
 
@@ -135,12 +135,13 @@ def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def metrics_of(profile: str) -> dict[str, object]:
     return {
         "model": {"folder": "ours"},
-        "headline": "semantic_iou",
         "profile": profile,
         "decoding": {"do_sample": False},
         "counts": {"regions": 3},
         "metrics": {"semantic_iou": {"value": 0.5, "low": None, "high": None}},
         "not_measured": {},
+        "options": {},
+        "headline": "semantic_iou",
     }
 
 
