@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.profiles import DEFAULT_PROFILE, PROFILES
-from eval.tasks import TASKS
+from eval.tasks import RESOURCES, TASKS, Task
 
 INTERRUPTED = 130
 
@@ -50,9 +50,33 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sentence-bert", type=Path, metavar="DIR", help="SentenceBERT folder, for Semantic Similarity"
     )
+    _add_judge(parser.add_argument_group("judge"))
     parser.add_argument("--device", help="where the model runs, such as cuda or cpu")
     parser.add_argument("--dtype", help="precision of the model, such as bfloat16")
     return parser
+
+
+def _add_judge(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1")
+    group.add_argument("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
+    group.add_argument(
+        "--judge-key-variable",
+        metavar="NAME",
+        default="OPENAI_API_KEY",
+        help="environment variable that holds the key (%(default)s)",
+    )
+    group.add_argument(
+        "--judge-concurrency", type=_positive, metavar="N", default=8, help="most requests at a time (%(default)s)"
+    )
+    group.add_argument("--references", type=Path, metavar="FILE", help='reference answers, JSON with "id" and "text"')
+    group.add_argument(
+        "--contexts", type=Path, metavar="FILE", help='what pictures show, for the judge, JSON with "image" and "text"'
+    )
+
+
+def _needs(task: Task) -> str:
+    """What a task needs, for `list`."""
+    return "\n".join([f"{'':<28}data: {task.needed}", *(f"{'':<28}{RESOURCES[name]}" for name in task.resources)])
 
 
 def _task_lines() -> str:
@@ -78,7 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.task == "list":
-        sys.stdout.write(_task_lines() + "\n")
+        lines = (
+            f"{line}\n{_needs(task)}" for line, task in zip(_task_lines().split("\n"), TASKS.values(), strict=True)
+        )
+        sys.stdout.write("\n".join(lines) + "\n")
         return 0
     if options.data is None or options.out is None:
         parser.error("needed: --data DIR and --out DIR")
@@ -86,6 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("needed: either --model DIR to ask, or --predictions FILE to score answers that are there")
     if options.predictions is not None and options.shuffle_regions is not None:
         parser.error("--shuffle-regions asks a model and cannot go with --predictions")
+    if (options.judge is None) != (options.judge_model is None):
+        parser.error("a judge needs both --judge URL and --judge-model NAME")
+    if options.judge is not None and "judge" not in TASKS[options.task].resources:
+        parser.error(f"{options.task} asks no judge; leave out --judge")
     try:
         return _evaluate(options)
     except (ValueError, OSError, ImportError) as error:
@@ -114,6 +145,12 @@ def _evaluate(options: argparse.Namespace) -> int:
             max_new_tokens=options.max_new_tokens,
             profile=options.profile,
             sentence_bert=options.sentence_bert,
+            judge=options.judge,
+            judge_model=options.judge_model,
+            judge_key_variable=options.judge_key_variable,
+            judge_concurrency=options.judge_concurrency,
+            references=options.references,
+            contexts=options.contexts,
             device=options.device,
             dtype=options.dtype,
         )

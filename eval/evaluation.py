@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,10 +24,14 @@ from eval.asking import GREEDY, Asking, Describer
 from eval.checksums import file_checksum, folder_checksum, package_versions
 from eval.intervals import CONFIDENCE, RESAMPLES, SEED
 from eval.metrics import Answers, Scoring, ScoringOptions, by_region_size, score, select_answers, summarise
+from eval.open_questions import with_references
 from eval.predictions import Prediction, read_predictions
 from eval.questions import Question, Records, collect_questions
 from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, ask_all
 from eval.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from eval.judge import Judge
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
@@ -51,6 +55,12 @@ class Settings:
         max_new_tokens: longest answer; the task's by default.
         profile: key of `eval.profiles.PROFILES`.
         sentence_bert: folder of a SentenceBERT model.
+        judge: address of the endpoint of a judge, such as http://127.0.0.1:8000/v1.
+        judge_model: the judge's name there.
+        judge_key_variable: environment variable that holds the judge's key.
+        judge_concurrency: most requests to the judge at a time.
+        references: file of reference answers, see `eval.open_questions`.
+        contexts: file that tells the judge what pictures show, see `eval.open_questions`.
         device, dtype: where and in which precision the model runs; by default as `RegionDescriber` chooses.
     """
 
@@ -66,6 +76,12 @@ class Settings:
     max_new_tokens: int | None = None
     profile: str = "clean"
     sentence_bert: Path | None = None
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_key_variable: str = "OPENAI_API_KEY"
+    judge_concurrency: int = 8
+    references: Path | None = None
+    contexts: Path | None = None
     device: str | None = None
     dtype: str | None = None
 
@@ -97,9 +113,14 @@ def evaluate(
             f"{settings.data} holds no manifest.json; prepare the data with `python -m data_pipelines prepare`"
         )
     if settings.question is not None:
+        if not task.question:
+            raise ValueError(f"every record of {task.name} brings its own question; leave out --question")
         require_one_region(settings.question)
     questions = collect_questions(task, records or _open_records(settings.data), settings.question)
-    scored_by = ScoringOptions(settings.profile, settings.sentence_bert)
+    if settings.references is not None:
+        questions = with_references(questions, settings.references)
+    judge = _judge(settings, progress) if "judge" in task.resources else None
+    scored_by = ScoringOptions(settings.profile, settings.sentence_bert, judge, settings.contexts)
     if settings.predictions is None:
         asking = _ask(settings, task, questions, describer, progress)
         source, tiling = settings.out / PREDICTIONS_FILE, asking["tiling"]
@@ -122,6 +143,18 @@ def evaluate(
     page = evaluation_page(metrics, task, asked, predictions, scoring)
     _write_text(settings.out / REPORT_FILE, page)
     return metrics
+
+
+def _judge(settings: Settings, progress: bool) -> Judge | None:
+    """The judge, whose key must be there before anything is asked."""
+    if settings.judge is None:
+        return None
+    from data_pipelines.generation.endpoint import Endpoint
+    from eval.judge import REPLIES_FILE, Judge
+
+    endpoint = Endpoint(settings.judge, settings.judge_key_variable, settings.judge_concurrency)
+    endpoint.key()
+    return Judge(endpoint, settings.judge_model or "", settings.out / REPLIES_FILE, progress)
 
 
 def _open_records(folder: Path) -> Records:
@@ -231,7 +264,9 @@ def _score_control(
     }
     if predictions:
         answers = _answers(questions, predictions, None)
-        described["metrics"] = summarise(score(task, answers, scored_by), answers)
+        scoring = score(task, answers, scored_by)
+        described |= {"metrics": summarise(scoring, answers), **scoring.details}
+    if predictions and all(question.references for question in questions):
         right_about_shown = _answers(questions, _right_about_shown(questions, predictions), None)
         expected = score(task, right_about_shown, scored_by)
         described["expected"] = {name: row["value"] for name, row in summarise(expected, right_about_shown).items()}
@@ -255,7 +290,7 @@ def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring
     return {
         "task": task.name,
         "profile": settings.profile,
-        "question": settings.question or task.question,
+        "question": settings.question or task.question or "every record's own",
         "counts": {
             "regions": len(answers.ids),
             "images": len(set(answers.images)),
@@ -269,7 +304,12 @@ def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring
         "limit": settings.limit,
         "data": {"folder": settings.data.name, "checksum": folder_checksum(settings.data)},
         "versions": package_versions(),
-    }
+        **scoring.details,
+    } | (
+        {}
+        if settings.references is None
+        else {"references": {"file": settings.references.name, "checksum": file_checksum(settings.references)}}
+    )
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -39,8 +39,17 @@ LABELS = {
     "Bleu_2": "BLEU-2",
     "Bleu_3": "BLEU-3",
     "Bleu_4": "BLEU-4",
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "yes_ratio": "Yes-ratio",
+    "relative_score": "Relative score",
+    "dlc_average": "Average",
+    "dlc_positive": "Positive",
+    "dlc_negative": "Negative",
+    "dlc_recognition": "Recognised",
 }
-UNBOUNDED = {"CIDEr"}
+UNBOUNDED = {"CIDEr", "relative_score"}
 LEFT_OUT_OF_PANELS = {"Bleu_1", "Bleu_2", "Bleu_3"}
 MOST_PANELS = 6
 GALLERY_SIZE = 12
@@ -244,7 +253,7 @@ def settings_tables(metrics: Mapping[str, Any]) -> list[Table | Text]:
         rows.append(["limit", f"the first {metrics['limit']:,} regions"])
     if "decoding" in metrics:
         rows.append(["decoding", ", ".join(f"{name} {value}" for name, value in metrics["decoding"].items())])
-    for name in ("model", "predictions", "data"):
+    for name in ("model", "predictions", "data", "references", "judge"):
         rows += [[name, f"{part}: {value}"] for part, value in metrics.get(name, {}).items()]
     rows += [[name.replace("_", " "), str(value)] for name, value in metrics["notes"].items()]
     rows += [[name, version] for name, version in metrics["versions"].items()]

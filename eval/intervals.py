@@ -68,7 +68,7 @@ def _mean(sums: Array) -> Array:
 
 
 def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] | None = None) -> Estimate | None:
-    """Score the chosen answers (all by default), with an interval over their images; None if there are none.
+    """Score the chosen answers (all by default), with an interval over their images; None if nothing is to be scored.
 
     Args:
         measure: the score.
@@ -82,6 +82,8 @@ def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] 
     sums = np.zeros((len(names), measure.statistics.shape[1]))
     np.add.at(sums, image_index, measure.statistics[kept])
     value = float(measure.formula(sums.sum(axis=0)[None])[0])
+    if np.isnan(value):
+        return None
     low, high = _interval(measure.formula, sums)
     return Estimate(value, low, high, int(kept.sum()), len(names))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from eval.predictions import Prediction
 from eval.profiles import DEFAULT_PROFILE, PROFILES, Profile
 from eval.questions import Question
 from eval.tasks import Task
+
+if TYPE_CHECKING:
+    from eval.judge import Judge
 
 CELL_EDGES: tuple[float, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, float("inf"))
 MOST_NAMES_FOR_CHANCE = 2000
@@ -66,20 +69,28 @@ class ScoringOptions:
     Attributes:
         profile: key of `eval.profiles.PROFILES`.
         sentence_bert: folder of a SentenceBERT model.
+        judge: who judges, for tasks that need one.
+        contexts: file that tells a judge in words what pictures show.
     """
 
     profile: str = DEFAULT_PROFILE
     sentence_bert: Path | None = None
+    judge: Judge | None = None
+    contexts: Path | None = None
 
 
 @dataclass
 class Scoring:
-    """What scorers found: measures, chance levels by measure, what could not be measured and why, and notes."""
+    """What scorers found: measures, chance levels by measure, what could not be measured and why, and notes.
+
+    `details` are further entries of `metrics.json` by name, such as the judge.
+    """
 
     measures: list[Measure] = field(default_factory=list)
     chance: dict[str, float] = field(default_factory=dict)
     not_measured: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,11 +222,32 @@ def _score_semantic_similarity(material: Material, scoring: Scoring) -> None:
     scoring.notes["sentence_bert"] = encoder.checksum
 
 
+def _score_pope(material: Material, scoring: Scoring) -> None:
+    from eval.pope import score_pope
+
+    score_pope(material, scoring)
+
+
+def _score_ratings(material: Material, scoring: Scoring) -> None:
+    from eval.rating import score_ratings
+
+    score_ratings(material, scoring)
+
+
+def _score_dlc_bench(material: Material, scoring: Scoring) -> None:
+    from eval.dlc_bench import score_dlc_bench
+
+    score_dlc_bench(material, scoring)
+
+
 SCORERS: dict[str, Scorer] = {
     "words": _score_words,
     "attributes": _score_attributes,
     "captions": _score_captions,
     "semantic_similarity": _score_semantic_similarity,
+    "pope": _score_pope,
+    "ratings": _score_ratings,
+    "dlc_bench": _score_dlc_bench,
 }
 
 

@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from eval.open_questions import open_questions
 from eval.questions import Question, region_question
-from osprey_tp.prompts import CATEGORY_QUESTION, OVERVIEW, SHORT_DESCRIPTION_QUESTION
+from osprey_tp.prompts import (
+    CATEGORY_QUESTION,
+    DETAILED_DESCRIPTION_QUESTION,
+    OVERVIEW,
+    SHORT_DESCRIPTION_QUESTION,
+)
 
 if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
@@ -38,6 +44,7 @@ class Task:
         needed: what the data must hold, for the message when it does not.
         asker: key of `eval.asking.ASKERS`: how a session is asked.
         overview: the sentence between the picture and every question.
+        resources: keys of `RESOURCES`: what is needed besides a model and data.
     """
 
     name: str
@@ -51,6 +58,7 @@ class Task:
     needed: str
     asker: str = "answers"
     overview: str = OVERVIEW
+    resources: tuple[str, ...] = ()
 
 
 def about_each_region(references: Callable[[RegionRecord, int], tuple[str, ...]]) -> QuestionMaker:
@@ -61,6 +69,16 @@ def about_each_region(references: Callable[[RegionRecord, int], tuple[str, ...]]
             right = references(record, index)
             if right:
                 yield region_question(record, index, image_path, text, right)
+
+    return questions
+
+
+def each_of(*makers: QuestionMaker) -> QuestionMaker:
+    """What all of the makers ask of a record."""
+
+    def questions(record: RegionRecord, image_path: Path, text: str) -> Iterator[Question]:
+        for maker in makers:
+            yield from maker(record, image_path, text)
 
     return questions
 
@@ -82,6 +100,28 @@ def description_references(record: RegionRecord, index: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(answer for answer in answers if answer))
 
 
+def _pope_questions(record: RegionRecord, image_path: Path, text: str) -> Iterator[Question]:
+    from eval.pope import pope_questions
+
+    return pope_questions(record, image_path, text)
+
+
+def _dlc_questions(record: RegionRecord, image_path: Path, text: str) -> Iterator[Question]:
+    from eval.dlc_bench import dlc_questions
+
+    return dlc_questions(record, image_path, text)
+
+
+RESOURCES: dict[str, str] = {
+    "judge": "a judge: --judge URL --judge-model NAME",
+    "references": "reference answers where the data hold none: --references FILE",
+    "java": "a Java runtime, for METEOR",
+    "sentence-bert": "--sentence-bert DIR, for Semantic Similarity",
+    "inflect": "the package inflect (pip install osprey_tp[eval])",
+}
+"""What a task may need besides a model and data."""
+
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -95,6 +135,7 @@ TASKS: dict[str, Task] = {
             scorers=("words", "attributes", "semantic_similarity"),
             headline="semantic_iou",
             needed="regions with a name",
+            resources=("sentence-bert",),
         ),
         Task(
             name="region-caption",
@@ -106,6 +147,55 @@ TASKS: dict[str, Task] = {
             scorers=("captions", "semantic_similarity"),
             headline="CIDEr",
             needed="turns that describe a region: the user's <region1> alone, answered by the description",
+            resources=("java", "sentence-bert"),
+        ),
+        Task(
+            name="description",
+            summary="describe each region in detail; a judge rates answer and reference: relative score",
+            question=DETAILED_DESCRIPTION_QUESTION,
+            max_new_tokens=512,
+            kind="caption",
+            questions=each_of(about_each_region(description_references), open_questions),
+            scorers=("ratings",),
+            headline="relative_score",
+            needed="descriptions of regions (the user's <region1> alone, answered), or open questions about regions",
+            resources=("judge", "references"),
+        ),
+        Task(
+            name="ferret-bench",
+            summary="answer open questions about regions; a judge rates answer and reference: relative score",
+            question="",
+            max_new_tokens=512,
+            kind="caption",
+            questions=open_questions,
+            scorers=("ratings",),
+            headline="relative_score",
+            needed="questions about regions that nobody has answered, as in Ferret-Bench",
+            resources=("judge", "references"),
+        ),
+        Task(
+            name="dlc-bench",
+            summary="describe each region in detail; a judge answers questions from that: positive, negative, average",
+            question=DETAILED_DESCRIPTION_QUESTION,
+            max_new_tokens=512,
+            kind="caption",
+            questions=_dlc_questions,
+            scorers=("dlc_bench",),
+            headline="dlc_average",
+            needed="regions with questions for a judge, as in DLC-Bench",
+            resources=("judge", "inflect"),
+        ),
+        Task(
+            name="pope",
+            summary="yes or no, is the object in the picture: accuracy, precision, recall, F1, yes-ratio",
+            question="",
+            max_new_tokens=64,
+            kind="caption",
+            questions=_pope_questions,
+            scorers=("pope",),
+            headline="accuracy",
+            needed="questions about whole pictures labelled yes or no, as in POPE",
+            overview="",
         ),
     )
 }
