@@ -90,11 +90,14 @@ def name_references(record: RegionRecord, index: int) -> tuple[str, ...]:
 
 
 def description_references(record: RegionRecord, index: int) -> tuple[str, ...]:
-    """The answers to the source's own question about the region: a user's turn that is its reference alone."""
+    """The answers to the source's own question about the region: a user's turn that is its reference alone.
+
+    A last question that nobody has answered has no answers.
+    """
     asked = f"<region{index + 1}>"
     answers = [
         answer.text.strip()
-        for question, answer in zip(record.turns[::2], record.turns[1::2], strict=True)
+        for question, answer in zip(record.turns[::2], record.turns[1::2], strict=False)
         if question.text.strip() == asked
     ]
     return tuple(dict.fromkeys(answer for answer in answers if answer))

@@ -86,7 +86,9 @@ def prepare_descriptions(folder: Path, descriptions: Sequence[Sequence[str]]) ->
         regions = [{"segmentation": [outline]} for outline in (LEFT, RIGHT)[: len(texts)]]
         told = [f"<region{place}>: {text}" for place, text in enumerate(texts, start=1)]
         entries.append({**entry, "annotation": regions, "description": told})
-    return prepared(folder, "osprey-detailed-description", write_json(folder / "osprey_detail_description.json", entries))
+    return prepared(
+        folder, "osprey-detailed-description", write_json(folder / "osprey_detail_description.json", entries)
+    )
 
 
 def prepare_dlc_bench(folder: Path, objects: Sequence[tuple[str, list[dict]]]) -> Path:

@@ -115,6 +115,11 @@ def test_data_of_another_task_are_refused(tmp_path):
     with pytest.raises(ValueError, match="pope needs questions about whole pictures"):
         evaluated(data, [])
     pope = prepare_pope(tmp_path / "other", ["yes"])
-    for task, needed in (("ferret-bench", "nobody has answered"), ("dlc-bench", "questions for a judge")):
-        with pytest.raises(ValueError, match=needed):
-            evaluate(settings_for(task, pope), describer=TellingDescriber(str), progress=False)
+    for task, folder, needed in (
+        ("ferret-bench", pope, "nobody has answered"),
+        ("dlc-bench", pope, "questions for a judge"),
+        ("description", pope, "descriptions of regions"),
+        ("region-caption", data, "turns that describe a region"),
+    ):
+        with pytest.raises(ValueError, match=f"{task} needs .*{needed}.*is it the folder of another task"):
+            evaluate(settings_for(task, folder), describer=TellingDescriber(str), progress=False)
