@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eval.predictions import Prediction
 from eval.questions import Question
+from eval.sampling import Sampling
 
 if TYPE_CHECKING:
     from osprey_tp.tiling import Tiling
@@ -47,12 +48,20 @@ class Asking:
         max_new_tokens: longest answer.
         tiling: of the model, for sizes in cells; None where it is not known.
         decoding: options of `generate`.
+        sampling: how answers are drawn instead; None for `decoding` as it is.
     """
 
     batch_size: int
     max_new_tokens: int
     tiling: Tiling | None = None
     decoding: Mapping[str, Any] = field(default_factory=lambda: GREEDY)
+    sampling: Sampling | None = None
+
+    def options(self, batch: Sequence[Shown]) -> dict[str, Any]:
+        """Options of `generate` for one batch, which has to be generated at once."""
+        if self.sampling is None:
+            return dict(self.decoding)
+        return dict(self.decoding) | self.sampling.options([item.key for item in batch])
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,11 @@ class Shown:
 
     question: Question
     shown: Question
+
+    @property
+    def key(self) -> str:
+        """What sampling depends on beside its seed."""
+        return self.question.id if self.shown is self.question else f"{self.question.id} shown {self.shown.id}"
 
 
 Asker = Callable[[Session, Sequence[Shown], Asking], list[Prediction]]
@@ -77,7 +91,7 @@ def ask_for_answers(session: Session, batch: Sequence[Shown], asking: Asking) ->
         [item.question.text for item in batch],
         batch_size=asking.batch_size,
         max_new_tokens=asking.max_new_tokens,
-        **asking.decoding,
+        **asking.options(batch),
     )
     if len(answers) != len(batch):
         raise ValueError(f"{len(batch)} questions, {len(answers)} answers (first question {batch[0].question.id})")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.intervals import Array, Measure, mean_measure
-from eval.judge import NO_JUDGE, Inquiry, Verdicts, ask_judge, note_judge, unusable
+from eval.judge import Inquiry, Verdicts, ask_judge, note_judge, required, unusable
 from eval.questions import Question, region_question
 
 if TYPE_CHECKING:
@@ -158,11 +158,9 @@ def score_dlc_bench(material: Material, scoring: Scoring) -> None:
 
     Raises:
         EndpointError: the judge did not answer everything; its replies so far are kept.
+        ValueError: there is no judge.
     """
-    given, judge = material.given, material.options.judge
-    if judge is None:
-        scoring.not_measured[AVERAGE] = NO_JUDGE
-        return
+    given, judge = material.given, required(material.options.judge)
     inquiries = [
         Inquiry(
             f"{question.id} question {number}",

@@ -88,17 +88,61 @@ def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] 
     return Estimate(value, low, high, int(kept.sum()), len(names))
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Scores of two sets of answers to the same questions, their difference, and its paired 95% interval."""
+
+    before: float
+    after: float
+    low: float | None
+    high: float | None
+
+    @property
+    def difference(self) -> float:
+        """After - before."""
+        return self.after - self.before
+
+
+def estimate_difference(before: Measure, after: Measure, images: Sequence[str]) -> Difference | None:
+    """By how much a score changed; each resample draws the same images for both. None where one has no answers.
+
+    Args:
+        before: the score of one set of answers.
+        after: the same score of other answers to the same questions.
+        images: (answers,) the image that each answer is about.
+    """
+    if not before.counted.any() or not after.counted.any():
+        return None
+    names, image_index = np.unique(np.asarray(images), return_inverse=True)
+    both = []
+    for measure in (before, after):
+        sums = np.zeros((len(names), measure.statistics.shape[1]))
+        np.add.at(sums, image_index[measure.counted], measure.statistics[measure.counted])
+        both.append(sums)
+    old, new = (float(m.formula(sums.sum(axis=0)[None])[0]) for m, sums in zip((before, after), both, strict=True))
+    if len(names) < 2:
+        return Difference(old, new, None, None)
+    scores = [_resampled(m.formula, sums) for m, sums in zip((before, after), both, strict=True)]
+    return Difference(old, new, *_ends(scores[1] - scores[0]))
+
+
 def _interval(formula: Callable[[Array], Array], sums: Array) -> tuple[float | None, float | None]:
     """Percentile bootstrap of `formula` over the rows of `sums` (images, K)."""
+    return _ends(_resampled(formula, sums)) if len(sums) > 1 else (None, None)
+
+
+def _ends(scores: Array) -> tuple[float, float]:
+    low, high = np.nanquantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _resampled(formula: Callable[[Array], Array], sums: Array) -> Array:
+    """(RESAMPLES,) scores of resampled images; the draws depend on the number of images alone."""
     count = len(sums)
-    if count < 2:
-        return None, None
     generator, shares = np.random.default_rng(SEED), np.full(count, 1 / count)
     block = max(1, MOST_DRAWS // count)
     resampled = [
         generator.multinomial(count, shares, size=min(block, RESAMPLES - start)) @ sums
         for start in range(0, RESAMPLES, block)
     ]
-    scores = formula(np.concatenate(resampled))
-    low, high = np.nanquantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    return formula(np.concatenate(resampled))

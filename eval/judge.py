@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 REPLIES_FILE = "judge.replies.jsonl"
 TEMPERATURE = 0
-NO_JUDGE = "no judge given (--judge URL --judge-model NAME)"
 
 Verdict = TypeVar("Verdict")
 
@@ -49,6 +48,17 @@ class Judge:
     def __post_init__(self) -> None:
         if not self.model.strip():
             raise ValueError("the judge has no name; give --judge-model NAME, as the endpoint knows it")
+
+
+def required(judge: Judge | None) -> Judge:
+    """The judge.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if judge is None:
+        raise ValueError("these answers are scored by a judge; give --judge URL and --judge-model NAME")
+    return judge
 
 
 @dataclass(frozen=True)

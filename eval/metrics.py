@@ -18,12 +18,12 @@ from eval.intervals import Estimate, Measure, estimate, mean_measure
 from eval.predictions import Prediction
 from eval.profiles import DEFAULT_PROFILE, PROFILES, Profile
 from eval.questions import Question
-from eval.tasks import Task
+from eval.tasks import VERBATIM, Task
 
 if TYPE_CHECKING:
     from eval.judge import Judge
 
-CELL_EDGES: tuple[float, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, float("inf"))
+CELL_EDGES: tuple[float, ...] = (0, 1, 4, 16, 64, 256, 1024, float("inf"))
 MOST_NAMES_FOR_CHANCE = 2000
 
 
@@ -128,6 +128,8 @@ def score(task: Task, answers: Answers, options: ScoringOptions) -> Scoring:
 
 
 def _normalise_answer(rules: Profile, task: Task, text: str) -> str:
+    if task.kind == VERBATIM:
+        return text
     return rules.category_answer(text) if task.kind == "category" else rules.caption_answer(text)
 
 

@@ -6,13 +6,15 @@ id of a question about one region is `<record id>#<region number>`, with regions
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @dataclass(frozen=True)
@@ -46,24 +48,27 @@ class PredictionLog:
     """Appends predictions to a file and knows which ids it already holds. Use it as a context manager.
 
     A last line that a kill cut short is removed at opening; its answer will be asked for again. Every append reaches
-    the disk before it returns.
+    the disk before it returns. The file is locked while it is open, so that two runs cannot write to it.
 
     Raises:
-        ValueError: another line is broken, or an id stands twice.
+        ValueError: another line is broken, an id stands twice, or another process has the file open for writing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists():
-            _remove_broken_last_line(path)
-        self.predictions = {item.id: item for item in read_predictions(path)} if path.exists() else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
+        try:
+            _lock(self._file)
+            _remove_broken_last_line(path)
+            self.predictions = {item.id: item for item in read_predictions(path)}
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Write the lines and wait until they are on the disk."""
-        lines = [json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions]
-        self._file.write("".join(lines).encode("utf-8"))
+        self._file.write("".join(line_of(prediction) for prediction in predictions).encode("utf-8"))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.predictions.update({prediction.id: prediction for prediction in predictions})
@@ -78,6 +83,23 @@ class PredictionLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def line_of(prediction: Prediction) -> str:
+    """The prediction as a line of the file, with its end."""
+    return json.dumps(asdict(prediction), ensure_ascii=False) + "\n"
+
+
+def _lock(file: BinaryIO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"{file.name} is being written by another process; wait until it has ended, or give another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+            raise
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from eval.checksums import file_checksum
 from eval.intervals import Array, Measure
-from eval.judge import NO_JUDGE, Inquiry, ask_judge, note_judge, unusable
+from eval.judge import Inquiry, ask_judge, note_judge, required, unusable
 from eval.open_questions import read_contexts
 from eval.questions import Question
 from osprey_tp.prompts import REGION_TOKEN
@@ -69,21 +69,13 @@ def parse_ratings(reply: str) -> tuple[float, float] | None:
 
 
 def score_ratings(material: Material, scoring: Scoring) -> None:
-    """The relative score of all answers, and of each category where there are several.
+    """The relative score.
 
     Raises:
         EndpointError: the judge did not answer everything; its replies so far are kept.
-        ValueError: the file of contexts is malformed or lacks a picture.
+        ValueError: there is no judge, or the file of contexts is malformed or lacks a picture.
     """
-    given, judge = material.given, material.options.judge
-    missing = sum(not references for references in given.references)
-    if missing:
-        reason = f"{missing} of {len(given.ids)} questions have no reference answer (--references FILE)"
-        scoring.not_measured[MEASURE] = reason
-        return
-    if judge is None:
-        scoring.not_measured[MEASURE] = NO_JUDGE
-        return
+    given, judge = material.given, required(material.options.judge)
     contexts = None if material.options.contexts is None else read_contexts(material.options.contexts)
     inquiries = [
         Inquiry(question.id, rating_prompt(question, answer, contexts), parse_ratings, SYSTEM)
@@ -100,12 +92,6 @@ def score_ratings(material: Material, scoring: Scoring) -> None:
     reference, model = np.nanmean(ratings, axis=0)
     scoring.details["mean_ratings"] = {"reference": float(reference), "model": float(model)}
     scoring.measures.append(relative_score(MEASURE, ratings))
-    categories = [question.category for question in given.questions]
-    if len(set(categories)) > 1:
-        for category in sorted(set(categories) - {""}):
-            chosen = np.array([[one == category] for one in categories])
-            name = f"{MEASURE}_{category.replace(' ', '_')}"
-            scoring.measures.append(relative_score(name, np.where(chosen, ratings, np.nan)))
 
 
 def rating_prompt(question: Question, answer: str, contexts: Mapping[str, str] | None) -> str:

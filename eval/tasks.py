@@ -24,8 +24,21 @@ if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
 
 
+NEEDS: dict[str, str] = {
+    "judge": "a judge: an OpenAI-compatible endpoint (--judge URL --judge-model NAME)",
+    "references": "reference answers (--references FILE)",
+    "contexts": "what the pictures show, in words, for the judge (--contexts FILE)",
+    "java": "a Java runtime, for METEOR",
+    "sentence-bert": "a SentenceBERT folder, for Semantic Similarity (--sentence-bert DIR)",
+}
+"""What a task may need or use beside a model and data, and how that is said to people."""
+
 QuestionMaker = Callable[["RegionRecord", Path, str], Iterator[Question]]
 """Record, file of its picture, text of the question -> what is asked."""
+
+
+VERBATIM = "verbatim"
+"""The kind of tasks whose answers no profile normalises."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +50,32 @@ class Task:
         summary: one line for `python -m eval list`.
         question: asked of every region, with one `<mask>`; "" where each record brings its own.
         max_new_tokens: longest answer, in tokens.
-        kind: which rules of a profile normalise the answers.
+        kind: which rules of a profile normalise the answers; `VERBATIM` for none.
         questions: what is asked of a record; nothing leaves the record out.
         scorers: keys of `eval.metrics.SCORERS`.
         headline: the measure by which answers are ordered in the report.
         needed: what the data must hold, for the message when it does not.
         asker: key of `eval.asking.ASKERS`: how a session is asked.
         overview: the sentence between the picture and every question.
-        resources: keys of `RESOURCES`: what is needed besides a model and data.
+        needs: what the task needs beside a model and data, keys of `NEEDS`.
+        uses: what the task does more with, keys of `NEEDS`.
+        asked_with_references: what is asked besides where a file gives the right answers.
     """
 
     name: str
     summary: str
     question: str
     max_new_tokens: int
-    kind: Literal["category", "caption"]
+    kind: Literal["category", "caption", "verbatim"]
     questions: QuestionMaker
     scorers: tuple[str, ...]
     headline: str
     needed: str
     asker: str = "answers"
     overview: str = OVERVIEW
-    resources: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    asked_with_references: QuestionMaker | None = None
 
 
 def about_each_region(references: Callable[[RegionRecord, int], tuple[str, ...]]) -> QuestionMaker:
@@ -115,16 +132,6 @@ def _dlc_questions(record: RegionRecord, image_path: Path, text: str) -> Iterato
     return dlc_questions(record, image_path, text)
 
 
-RESOURCES: dict[str, str] = {
-    "judge": "a judge: --judge URL --judge-model NAME",
-    "references": "reference answers where the data hold none: --references FILE",
-    "java": "a Java runtime, for METEOR",
-    "sentence-bert": "--sentence-bert DIR, for Semantic Similarity",
-    "inflect": "the package inflect (pip install osprey_tp[eval])",
-}
-"""What a task may need besides a model and data."""
-
-
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -138,7 +145,7 @@ TASKS: dict[str, Task] = {
             scorers=("words", "attributes", "semantic_similarity"),
             headline="semantic_iou",
             needed="regions with a name",
-            resources=("sentence-bert",),
+            uses=("sentence-bert",),
         ),
         Task(
             name="region-caption",
@@ -150,50 +157,53 @@ TASKS: dict[str, Task] = {
             scorers=("captions", "semantic_similarity"),
             headline="CIDEr",
             needed="turns that describe a region: the user's <region1> alone, answered by the description",
-            resources=("java", "sentence-bert"),
+            uses=("java", "sentence-bert"),
         ),
         Task(
             name="description",
             summary="describe each region in detail; a judge rates answer and reference: relative score",
             question=DETAILED_DESCRIPTION_QUESTION,
             max_new_tokens=512,
-            kind="caption",
-            questions=each_of(about_each_region(description_references), open_questions),
+            kind="verbatim",
+            questions=about_each_region(description_references),
+            asked_with_references=open_questions,
             scorers=("ratings",),
             headline="relative_score",
-            needed="descriptions of regions (the user's <region1> alone, answered), or open questions about regions",
-            resources=("judge", "references"),
+            needed="descriptions of regions (the user's <region1> alone, answered), or open questions and references",
+            needs=("judge",),
+            uses=("references", "contexts"),
         ),
         Task(
             name="ferret-bench",
             summary="answer open questions about regions; a judge rates answer and reference: relative score",
             question="",
             max_new_tokens=512,
-            kind="caption",
+            kind="verbatim",
             questions=open_questions,
             scorers=("ratings",),
             headline="relative_score",
             needed="questions about regions that nobody has answered, as in Ferret-Bench",
-            resources=("judge", "references"),
+            needs=("judge", "references"),
+            uses=("contexts",),
         ),
         Task(
             name="dlc-bench",
             summary="describe each region in detail; a judge answers questions from that: positive, negative, average",
             question=DETAILED_DESCRIPTION_QUESTION,
             max_new_tokens=512,
-            kind="caption",
+            kind="verbatim",
             questions=_dlc_questions,
             scorers=("dlc_bench",),
             headline="dlc_average",
             needed="regions with questions for a judge, as in DLC-Bench",
-            resources=("judge", "inflect"),
+            needs=("judge",),
         ),
         Task(
             name="pope",
             summary="yes or no, is the object in the picture: accuracy, precision, recall, F1, yes-ratio",
             question="",
             max_new_tokens=64,
-            kind="caption",
+            kind="verbatim",
             questions=_pope_questions,
             scorers=("pope",),
             headline="accuracy",

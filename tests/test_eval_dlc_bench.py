@@ -197,14 +197,13 @@ def test_the_judge_reads_the_text_alone_and_a_recognition_question_of_the_file_i
     ],
 )
 def test_malformed_questions_are_named(tmp_path, name, questions, message):
-    settings = settings_for("dlc-bench", prepare_dlc_bench(tmp_path, [(name, questions)]))
+    data = prepare_dlc_bench(tmp_path, [(name, questions)])
     with pytest.raises(ValueError, match=f"dlc-bench:100.*{message}"):
-        evaluate(settings, describer=TellingDescriber(str), progress=False)
+        evaluated(data, [], reading_judge)
 
 
 def test_a_name_is_needed_to_be_recognised(tmp_path):
     with pytest.raises(ValueError, match="dlc-bench:7 has no class name"):
         recognition_question(" ", "dlc-bench:7")
     with pytest.raises(ValueError, match="is it the folder of another task"):
-        settings = settings_for("dlc-bench", prepare_ferret(tmp_path, [("description", "What is <region>?")]))
-        evaluate(settings, describer=TellingDescriber(str), progress=False)
+        evaluated(prepare_ferret(tmp_path, [("description", "What is <region>?")]), [], reading_judge)

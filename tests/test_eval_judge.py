@@ -216,7 +216,7 @@ def test_a_wrong_setting_is_said_before_anything_is_asked(data, monkeypatch, cap
         os.environ["TEST_KEY"] = KEY
         for wrong, message in (
             ([*command(data, server)[:-4], "--judge-key-variable", "TEST_KEY"], "needs both --judge URL and"),
-            (["pope", *command(data, server)[1:]], "pope asks no judge"),
+            (["pope", *command(data, server)[1:]], "pope makes no use of --judge"),
         ):
             with pytest.raises(SystemExit) as stopped:
                 main(wrong)
@@ -225,11 +225,17 @@ def test_a_wrong_setting_is_said_before_anything_is_asked(data, monkeypatch, cap
         assert server.bodies == []
 
 
-def test_without_a_judge_answers_are_kept_and_nothing_is_measured(data):
-    metrics = evaluate(settings_for("description", data), describer=TellingDescriber(lambda text: "x"), progress=False)
-    assert metrics["metrics"] == {}
-    assert metrics["not_measured"] == {"relative_score": "no judge given (--judge URL --judge-model NAME)"}
-    assert len(read_predictions(data.parent / "out-description" / "predictions.jsonl")) == 4
+def test_what_is_needed_is_said_before_anything_is_asked(data, tmp_path):
+    describer = TellingDescriber(str)
+    with pytest.raises(ValueError, match="description needs a judge: an OpenAI-compatible endpoint"):
+        evaluate(settings_for("description", data), describer=describer, progress=False)
+    ferret = prepare_ferret(tmp_path / "ferret", QUESTIONS)
+    with ChatServer(overlap_judge) as server:
+        with pytest.raises(ValueError, match=r"ferret-bench needs reference answers \(--references FILE\)"):
+            evaluate(settings_for("ferret-bench", ferret, **judged_by(server)), describer=describer, progress=False)
+        with pytest.raises(ValueError, match=r"or open questions and references.*folder of another task"):
+            evaluate(settings_for("description", ferret, **judged_by(server)), describer=describer, progress=False)
+    assert describer.asked == []
 
 
 QUESTIONS = [
@@ -260,24 +266,15 @@ def test_ferret_bench_scores_each_category(tmp_path, form):
     with ChatServer(judge) as server:
         changes = {"task": "ferret-bench", "references": references, "contexts": contexts}
         metrics = evaluated(data, ["one", "two", "three"], server, **changes)
-        # a run without the references: the model answers, and nothing else happens
-        bare = evaluated(
-            prepare_ferret(tmp_path / "b", QUESTIONS), ["x"] * 3, server, task="ferret-bench", shuffle_seed=1
-        )
-    assert values(metrics) == pytest.approx(
-        {
-            "relative_score": 15 / 27,
-            "relative_score_description": 12 / 18,
-            "relative_score_reasoning": 3 / 9,
-        }
-    )
+    assert values(metrics) == pytest.approx({"relative_score": 15 / 27})
+    by_category = {row["category"]: row["scores"]["relative_score"] for row in metrics["by_category"]}
+    assert by_category == pytest.approx({"description": 12 / 18, "reasoning": 3 / 9})
     content = next(
         body["messages"][1]["content"] for body in server.bodies if "grass" in body["messages"][1]["content"]
     )
     assert "What surrounds [0.033, 0.100, 0.333, 0.750]?" in content
     assert content.startswith("[Context]\nThis is in the picture:\nbench: [0.0, 0.2, 0.3, 0.4]\n\n[Question]")
     assert metrics["references"]["file"] == "answers.json"
-    assert "3 of 3 questions have no reference answer" in bare["not_measured"]["relative_score"]
     asked = read_predictions(tmp_path / "out-ferret-bench" / "predictions.jsonl")
     assert [prediction.question for prediction in asked] == [
         text.replace("<region>", "<mask>") for _, text in QUESTIONS
@@ -299,11 +296,10 @@ def test_ferret_bench_scores_each_category(tmp_path, form):
 )
 def test_reference_files_that_do_not_fit(tmp_path, content, message):
     (tmp_path / "references.jsonl").write_text(content)
-    settings = settings_for(
-        "ferret-bench", prepare_ferret(tmp_path, QUESTIONS), references=tmp_path / "references.jsonl"
-    )
-    with pytest.raises(ValueError, match=message):
-        evaluate(settings, describer=TellingDescriber(str), progress=False)
+    data = prepare_ferret(tmp_path, QUESTIONS)
+    with ChatServer(overlap_judge) as server, pytest.raises(ValueError, match=message):
+        evaluated(data, [], server, task="ferret-bench", references=tmp_path / "references.jsonl")
+    assert server.bodies == []
 
 
 def test_ospreys_published_description_questions_are_asked_as_they_stand(tmp_path):

@@ -166,7 +166,7 @@ def test_sizes_are_put_in_octaves_of_cells() -> None:
     answers = answers_of(["a", "a", "x", "a", "x"], ["a"] * 5, [0.2, 1.0, 1.9, 700.0, 5000.0])
     rows = by_region_size(score(CLASSIFICATION, answers, ScoringOptions("clean")), answers)["exact_match"]
     found = [(row["from_cells"], row["to_cells"], row["value"], row["regions"]) for row in rows]
-    assert found == [(0, 1, 1.0, 1), (1, 2, 0.5, 2), (512, 1024, 1.0, 1), (1024, None, 0.0, 1)]
+    assert found == [(0, 1, 1.0, 1), (1, 4, 0.5, 2), (256, 1024, 1.0, 1), (1024, None, 0.0, 1)]
 
 
 def test_sizes_that_are_not_known_make_no_table() -> None:

@@ -121,5 +121,6 @@ def test_data_of_another_task_are_refused(tmp_path):
         ("description", pope, "descriptions of regions"),
         ("region-caption", data, "turns that describe a region"),
     ):
+        given = {"judge": "http://127.0.0.1:1/v1", "judge_model": "m", "references": folder / "manifest.json"}
         with pytest.raises(ValueError, match=f"{task} needs .*{needed}.*is it the folder of another task"):
-            evaluate(settings_for(task, folder), describer=TellingDescriber(str), progress=False)
+            evaluate(settings_for(task, folder, **given), describer=TellingDescriber(str), progress=False)
