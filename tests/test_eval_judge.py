@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.generation.replies import ReplyLog
 from eval.__main__ import main
 from eval.evaluation import evaluate
+from eval.everything import evaluate_all
 from eval.intervals import estimate
 from eval.judge import REPLIES_FILE
 from eval.predictions import read_predictions
@@ -20,8 +21,11 @@ from .judged_fakes import (
     judged_by,
     overlap_judge,
     prepare_descriptions,
+    prepare_dlc_bench,
     prepare_ferret,
+    prepare_pope,
     rated_texts,
+    reading_judge,
     settings_for,
 )
 
@@ -103,6 +107,37 @@ def test_right_descriptions_score_all_and_others_what_they_share(tmp_path, data)
     assert len(judge["prompt_checksum"]) == 64
     assert "127.0.0.1" not in json.dumps(metrics) and KEY not in json.dumps(metrics)
     assert "judge-8b" in (tmp_path / "turned" / "out-description" / "report.html").read_text()
+
+
+def test_the_control_is_judged_too(data):
+    with ChatServer(overlap_judge) as server:
+        settings = settings_for("description", data, **judged_by(server), shuffle_seed=0)
+        metrics = evaluate(settings, describer=TellingDescriber(lambda text: TEXTS[0]), progress=False)
+    # only the first picture has two regions: the right answer to one and none of the words of the other
+    control = metrics["control"]
+    assert control["counts"] == {"regions": 2, "left_out_single_region": 2}
+    assert control["metrics"]["relative_score"]["value"] == pytest.approx((10 + 1) / 20)
+    assert control["expected"] == {"relative_score": pytest.approx(1 / 10)}
+    assert control["judge"]["replies"] == 2
+
+
+def test_all_runs_what_a_judge_allows(tmp_path):
+    told = {"question": "x?", "choices": [["x", 1], ["not said", 0]], "type": "positive"}
+    described = prepare_dlc_bench(tmp_path / "dlc", [("cat", [told])])
+    ferret = prepare_ferret(tmp_path / "ferret", QUESTIONS)
+    pope = prepare_pope(tmp_path / "pope", ["yes", "no"])
+    with ChatServer(reading_judge) as server:
+        settings = settings_for("all", described, **judged_by(server))
+        outcomes = evaluate_all(
+            settings, [described, ferret, pope], load=lambda: TellingDescriber(lambda text: "a cat"), progress=False
+        )
+    states = {(outcome.task, outcome.state, outcome.reason) for outcome in outcomes}
+    assert states >= {
+        ("dlc-bench", "done", ""),
+        ("ferret-bench", "left out", "needs reference answers (--references FILE)"),
+        ("pope", "done", ""),
+    }
+    assert not [outcome for outcome in outcomes if outcome.state == "failed"]
 
 
 def test_what_the_judge_reads(data):
