@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
@@ -91,14 +91,19 @@ def recognition_question(name: str, record_id: str) -> dict[str, Any]:
     name = name.strip()
     if not name:
         raise ValueError(f"{record_id} has no class name to be recognised; prepare it with class_names.json")
+    grammar = _grammar()
+    plural = name != "bus" and grammar.singular_noun(name) is not False
+    question = OF_SEVERAL.format(name=name) if plural else OF_ONE.format(name=grammar.a(name))
+    return {"question": question, "choices": [["Yes", "correct"], ["No", "incorrect"]], "type": "recognition"}
+
+
+@cache
+def _grammar() -> Any:
     try:
         import inflect
     except ImportError:
         raise ImportError("to ask what DLC-Bench asks, install inflect: pip install osprey_tp[eval]") from None
-    grammar = inflect.engine()
-    plural = name != "bus" and grammar.singular_noun(name) is not False
-    question = OF_SEVERAL.format(name=name) if plural else OF_ONE.format(name=grammar.a(name))
-    return {"question": question, "choices": [["Yes", "correct"], ["No", "incorrect"]], "type": "recognition"}
+    return inflect.engine()
 
 
 def _check(asked: Sequence[Mapping[str, Any]], record_id: str) -> None:
