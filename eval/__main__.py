@@ -77,10 +77,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sentence-bert", type=Path, metavar="DIR", help="SentenceBERT folder, for Semantic Similarity"
     )
+    _add_judge(parser.add_argument_group("judge"))
     parser.add_argument("--device", help="where the model runs, such as cuda or cpu")
     parser.add_argument("--dtype", help="precision of the model, such as bfloat16")
     add_task_options(parser)
     return parser
+
+
+def _add_judge(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1")
+    group.add_argument("--judge-model", metavar="NAME", help="the judge's name at the endpoint")
+    group.add_argument(
+        "--judge-key-variable",
+        metavar="NAME",
+        default="OPENAI_API_KEY",
+        help="environment variable that holds the key (%(default)s)",
+    )
+    group.add_argument(
+        "--judge-concurrency", type=_positive, metavar="N", default=8, help="most requests at a time (%(default)s)"
+    )
+    group.add_argument("--references", type=Path, metavar="FILE", help='reference answers, JSON with "id" and "text"')
+    group.add_argument(
+        "--contexts", type=Path, metavar="FILE", help='what pictures show, for the judge, JSON with "image" and "text"'
+    )
 
 
 def _task_lines(needs: bool = False) -> str:
@@ -88,7 +107,9 @@ def _task_lines(needs: bool = False) -> str:
     for task in TASKS.values():
         lines.append(f"  {task.name:<26}{task.summary}")
         if needs:
-            lines.append(f"  {'':<26}needs {'; '.join((task.needed, *(NEEDS[need] for need in task.needs)))}")
+            needed = "; ".join((task.needed, *(NEEDS[need] for need in task.needs)))
+            used = f"; uses, if given: {'; '.join(NEEDS[name] for name in task.uses)}" if task.uses else ""
+            lines.append(f"  {'':<26}needs {needed}{used}")
     return "\n".join(lines)
 
 
@@ -144,11 +165,20 @@ def _problem(options: argparse.Namespace) -> str:
         return "--temperature and --seed belong to --sample"
     if options.predictions is not None and (options.shuffle_regions is not None or options.sample):
         return "--shuffle-regions and --sample ask a model and cannot go with --predictions"
+    if (options.judge is None) != (options.judge_model is None):
+        return "a judge needs both --judge URL and --judge-model NAME"
     if options.task == "all":
+        if options.references is not None or options.contexts is not None:
+            return "all asks several tasks; --references and --contexts go with one"
         if options.predictions is not None or options.compare is not None or options.question is not None:
             return "all asks several tasks; --predictions, --compare and --question go with one"
-    elif len(options.data) > 1:
+        return ""
+    if len(options.data) > 1:
         return f"{options.task} takes one data folder, got {len(options.data)}; `all` takes several"
+    task = TASKS[options.task]
+    for name, value in (("judge", options.judge), ("references", options.references), ("contexts", options.contexts)):
+        if value is not None and name not in (*task.needs, *task.uses):
+            return f"{task.name} makes no use of --{name}; leave it out"
     return ""
 
 
@@ -170,6 +200,12 @@ def _settings(options: argparse.Namespace) -> Settings:
         max_new_tokens=options.max_new_tokens,
         profile=options.profile,
         sentence_bert=options.sentence_bert,
+        judge=options.judge,
+        judge_model=options.judge_model,
+        judge_key_variable=options.judge_key_variable,
+        judge_concurrency=options.judge_concurrency,
+        references=options.references,
+        contexts=options.contexts,
         device=options.device,
         dtype=options.dtype,
         sampling=sampling if options.sample else None,

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,13 +29,17 @@ from eval.comparison import check_comparable
 from eval.intervals import CONFIDENCE, RESAMPLES, SEED
 from eval.loading import load_describer, open_records, require_prepared, source_of
 from eval.metrics import Answers, Scoring, ScoringOptions, by_region_size, score, select_answers, summarise
+from eval.open_questions import with_references
 from eval.predictions import Prediction, line_of, read_predictions
 from eval.questions import Question, Records, collect_questions
 from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, ask_all
 from eval.sampling import Sampling
 from eval.task_options import TaskOptions, tailored
-from eval.tasks import NEEDS, TASKS, Task
+from eval.tasks import NEEDS, TASKS, VERBATIM, Task, each_of
 from eval.team import Step, Team
+
+if TYPE_CHECKING:
+    from eval.judge import Judge
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.json"
@@ -59,6 +63,12 @@ class Settings:
         max_new_tokens: longest answer; the task's by default.
         profile: key of `eval.profiles.PROFILES`.
         sentence_bert: folder of a SentenceBERT model.
+        judge: address of the endpoint of a judge, such as http://127.0.0.1:8000/v1.
+        judge_model: the judge's name there.
+        judge_key_variable: environment variable that holds the judge's key.
+        judge_concurrency: most requests to the judge at a time.
+        references: file of reference answers, see `eval.open_questions`.
+        contexts: file that tells the judge what pictures show, see `eval.open_questions`.
         device, dtype: where and in which precision the model runs; by default as `RegionDescriber` chooses.
         sampling: how answers are drawn; greedy by default.
         workers: threads that decode pictures ahead.
@@ -78,6 +88,12 @@ class Settings:
     max_new_tokens: int | None = None
     profile: str = "clean"
     sentence_bert: Path | None = None
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_key_variable: str = "OPENAI_API_KEY"
+    judge_concurrency: int = 8
+    references: Path | None = None
+    contexts: Path | None = None
     device: str | None = None
     dtype: str | None = None
     sampling: Sampling | None = None
@@ -88,7 +104,8 @@ class Settings:
     @property
     def provides(self) -> frozenset[str]:
         """Which of `eval.tasks.NEEDS` these settings meet."""
-        return frozenset()
+        given = {"judge": self.judge, "references": self.references}
+        return frozenset(name for name, value in given.items() if value is not None)
 
 
 def evaluate(
@@ -112,16 +129,17 @@ def evaluate(
 
     Raises:
         ValueError: data, predictions, model and question do not fit each other; answers so far are kept. Or answers of
-            a file are empty; they were scored as wrong.
+            a file are empty; they were scored as they are.
         OSError: a file is missing or cannot be written, or another process failed.
     """
     task, team = TASKS[settings.task], team or Team()
-    _check_files(settings)
+    _check_files(settings, task)
     records = records or open_records(settings.data)
     task = tailored(task, settings.task_options, records, settings.data, open_records)
     _check(settings, task, team)
-    questions = collect_questions(task, records, settings.question)
-    scored_by = ScoringOptions(settings.profile, settings.sentence_bert)
+    questions = _questions(settings, task, records)
+    judge = _judge(settings, progress) if "judge" in task.needs else None
+    scored_by = ScoringOptions(settings.profile, settings.sentence_bert, judge, settings.contexts)
     if settings.predictions is None:
         with team.step(str(settings.out)) as step:
             asking = _ask(settings, task, questions, describer, load, progress, step)
@@ -155,12 +173,14 @@ def evaluate(
     return metrics
 
 
-def _check_files(settings: Settings) -> None:
+def _check_files(settings: Settings, task: Task) -> None:
     """Refuse a question and a folder that cannot be used before the records are read."""
     from osprey_tp.prompts import require_one_region
 
     require_prepared(settings.data)
     if settings.question is not None:
+        if not task.question:
+            raise ValueError(f"every record of {task.name} brings its own question; leave out --question")
         require_one_region(settings.question)
 
 
@@ -193,12 +213,31 @@ def _keep(settings: Settings, answers: Answers) -> None:
         write_text(path, "".join(map(line_of, answers.predictions)))
 
 
+def _questions(settings: Settings, task: Task, records: Records) -> list[Question]:
+    """What is asked, with the right answers of `settings.references` if there is such a file."""
+    if settings.references is None:
+        return collect_questions(task, records, settings.question)
+    if task.asked_with_references is not None:
+        task = replace(task, questions=each_of(task.questions, task.asked_with_references))
+    return with_references(collect_questions(task, records, settings.question), settings.references)
+
+
+def _judge(settings: Settings, progress: bool) -> Judge:
+    """The judge, whose key must be there before anything is asked."""
+    from data_pipelines.generation.endpoint import Endpoint
+    from eval.judge import REPLIES_FILE, Judge
+
+    endpoint = Endpoint(settings.judge or "", settings.judge_key_variable, settings.judge_concurrency)
+    endpoint.key()
+    return Judge(endpoint, settings.judge_model or "", settings.out / REPLIES_FILE, progress)
+
+
 def _require_answers(answers: Answers, settings: Settings) -> None:
     empty = [question.id for question, text in zip(answers.questions, answers.texts, strict=True) if not text.strip()]
     if empty:
         raise ValueError(
             f"{settings.predictions} has {len(empty)} empty answers among {len(answers.ids)}, the first {empty[0]}; "
-            f"the scores in {settings.out} count them as wrong"
+            f"they are scored as they are in {settings.out}"
         )
 
 
@@ -327,7 +366,8 @@ def _score_control(
     }
     if predictions:
         answers = _answers(questions, predictions, None)
-        described["metrics"] = summarise(score(task, answers, scored_by), answers)
+        scoring = score(task, answers, scored_by)
+        described |= {"metrics": summarise(scoring, answers), **scoring.details}
         right_about_shown = _answers(questions, _right_about_shown(questions, predictions), None)
         expected = score(task, right_about_shown, scored_by)
         described["expected"] = {name: row["value"] for name, row in summarise(expected, right_about_shown).items()}
@@ -350,8 +390,8 @@ def _right_about_shown(questions: Sequence[Question], predictions: dict[str, Pre
 def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring) -> dict[str, Any]:
     return {
         "task": task.name,
-        "profile": settings.profile,
-        "question": settings.question or task.question,
+        "profile": VERBATIM if task.kind == VERBATIM else settings.profile,
+        "question": settings.question or task.question or "every record's own",
         "counts": {
             "regions": len(answers.ids),
             "images": len(set(answers.images)),
@@ -363,7 +403,6 @@ def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring
         "by_category": by_category(scoring, answers, task.headline),
         "not_measured": scoring.not_measured,
         "notes": scoring.notes,
-        "details": scoring.details,
         "options": dict(task.settings),
         "intervals": {"confidence": CONFIDENCE, "bootstrap_over": "images", "resamples": RESAMPLES, "seed": SEED},
         "limit": settings.limit,
@@ -373,7 +412,14 @@ def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring
             "checksum": folder_checksum(settings.data),
         },
         "versions": package_versions(),
+        **scoring.details,
+        **_reference_file(settings),
     }
+
+
+def _reference_file(settings: Settings) -> dict[str, Any]:
+    path = settings.references
+    return {} if path is None else {"references": {"file": path.name, "checksum": file_checksum(path)}}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from eval.predictions import Prediction
 from eval.published import PublishedRow, comparability, published_rows
 from eval.questions import Question
 from eval.report import Details, Figure, KeyFigure, KeyFigures, Section, Table, Text, render_page
-from eval.tasks import Task
+from eval.tasks import VERBATIM, Task
 
 LEFT_OUT_OF_PANELS = {"Bleu_1", "Bleu_2", "Bleu_3"}
 MOST_PANELS = 6
@@ -32,9 +32,10 @@ def evaluation_page(
     asked = metrics["model"]["folder"] if "model" in metrics else metrics["predictions"]["file"]
     subtitle = (
         f"{asked} on {metrics['data']['folder']}. Regions: {counts['regions']:,}; pictures: {counts['images']:,}; "
-        f"empty answers (counted as wrong): {counts['empty_answers']:,}. Answers are compared by the profile "
-        f"“{metrics['profile']}”."
+        f"empty answers: {counts['empty_answers']:,}. "
     )
+    if task.kind != VERBATIM:
+        subtitle += f"Answers are compared by the profile “{metrics['profile']}”, empty ones count as wrong."
     sections: list[Section] = [key_figures(metrics), score_table(metrics)]
     sections += published_table(metrics)
     sections += score_figures(metrics)
@@ -130,7 +131,7 @@ def score_figures(metrics: Mapping[str, Any]) -> list[Section]:
 
 def reliability_diagram(metrics: Mapping[str, Any]) -> list[Section]:
     """Confidence against accuracy, where candidates were ranked."""
-    bins = metrics["details"].get("reliability")
+    bins = metrics.get("reliability")
     if not bins:
         return []
     confidence, accuracy, regions = ([row[name] for row in bins] for name in ("confidence", "accuracy", "regions"))
@@ -205,7 +206,7 @@ def settings_tables(metrics: Mapping[str, Any]) -> list[Table | Text]:
         rows.append(["limit", f"the first {metrics['limit']:,} regions"])
     if "decoding" in metrics:
         rows.append(["decoding", ", ".join(f"{name} {value}" for name, value in metrics["decoding"].items())])
-    for name in ("model", "predictions", "data", "options"):
+    for name in ("model", "predictions", "data", "options", "references", "judge"):
         rows += [[name, f"{part}: {value}"] for part, value in metrics.get(name, {}).items()]
     rows += [[name.replace("_", " "), str(value)] for name, value in metrics["notes"].items()]
     rows += [[name, version] for name, version in metrics["versions"].items()]

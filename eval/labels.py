@@ -27,8 +27,17 @@ LABELS = {
     "PQ_stuff": "PQ of stuff",
     "box_accuracy": "Box accuracy",
     "mask_accuracy": "Mask accuracy",
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "yes_ratio": "Yes-ratio",
+    "relative_score": "Relative score",
+    "dlc_average": "Average",
+    "dlc_positive": "Positive",
+    "dlc_negative": "Negative",
+    "dlc_recognition": "Recognised",
 }
-UNBOUNDED = {"CIDEr", "calibration_error", "brier_score"}
+UNBOUNDED = {"CIDEr", "calibration_error", "brier_score", "relative_score"}
 """Measures that can exceed 1, or are better when they are low: no colours, no scale of 0 to 100."""
 
 NOTHING = "–"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,10 @@ from eval.intervals import Estimate, Measure, estimate, mean_measure
 from eval.predictions import Prediction
 from eval.profiles import DEFAULT_PROFILE, PROFILES, Profile
 from eval.questions import Question
-from eval.tasks import Task
+from eval.tasks import VERBATIM, Task
+
+if TYPE_CHECKING:
+    from eval.judge import Judge
 
 CELL_EDGES: tuple[float, ...] = (0, 1, 4, 16, 64, 256, 1024, float("inf"))
 MOST_NAMES_FOR_CHANCE = 2000
@@ -66,17 +69,21 @@ class ScoringOptions:
     Attributes:
         profile: key of `eval.profiles.PROFILES`.
         sentence_bert: folder of a SentenceBERT model.
+        judge: who judges, for tasks that need one.
+        contexts: file that tells a judge in words what pictures show.
     """
 
     profile: str = DEFAULT_PROFILE
     sentence_bert: Path | None = None
+    judge: Judge | None = None
+    contexts: Path | None = None
 
 
 @dataclass
 class Scoring:
     """What scorers found: measures, chance levels by measure, what could not be measured and why, notes, and details.
 
-    `details` are further results that JSON can hold, such as the bins of a reliability diagram.
+    `details` are further entries of `metrics.json` by name, such as the judge or the bins of a reliability diagram.
     """
 
     measures: list[Measure] = field(default_factory=list)
@@ -121,6 +128,8 @@ def score(task: Task, answers: Answers, options: ScoringOptions) -> Scoring:
 
 
 def _normalise_answer(rules: Profile, task: Task, text: str) -> str:
+    if task.kind == VERBATIM:
+        return text
     return rules.category_answer(text) if task.kind == "category" else rules.caption_answer(text)
 
 
@@ -239,6 +248,24 @@ def _score_grounding(material: Material, scoring: Scoring) -> None:
     score_grounding(material, scoring)
 
 
+def _score_pope(material: Material, scoring: Scoring) -> None:
+    from eval.pope import score_pope
+
+    score_pope(material, scoring)
+
+
+def _score_ratings(material: Material, scoring: Scoring) -> None:
+    from eval.rating import score_ratings
+
+    score_ratings(material, scoring)
+
+
+def _score_dlc_bench(material: Material, scoring: Scoring) -> None:
+    from eval.dlc_bench import score_dlc_bench
+
+    score_dlc_bench(material, scoring)
+
+
 SCORERS: dict[str, Scorer] = {
     "words": _score_words,
     "attributes": _score_attributes,
@@ -248,6 +275,9 @@ SCORERS: dict[str, Scorer] = {
     "segments_by_similarity": _score_segments_by_similarity,
     "segments_by_likelihood": _score_segments_by_likelihood,
     "grounding": _score_grounding,
+    "pope": _score_pope,
+    "ratings": _score_ratings,
+    "dlc_bench": _score_dlc_bench,
 }
 
 

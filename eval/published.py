@@ -20,7 +20,8 @@ class PublishedRow:
         benchmark: the data as the paper names it.
         source: `source` of a data folder with these data, as in its manifest.
         scores: measure, as in `metrics.json` -> value, 1 being 100.
-        profile: key of `eval.profiles.PROFILES`; "" where it is not known.
+        profile: key of `eval.profiles.PROFILES`, "verbatim" where answers are judged as they are, "" where it is not
+            known.
         paper: where the numbers stand.
         note: what else one has to know to compare.
     """
@@ -86,8 +87,8 @@ def _described(system: str, score: float, paper: str) -> PublishedRow:
         "dlc-bench",
         "DLC-Bench",
         "dlc-bench",
-        {"average": score / 100},
-        "",
+        {"dlc_average": score / 100},
+        "verbatim",
         paper,
         "judge Llama-3.1-8B, text only",
     )
@@ -113,8 +114,8 @@ PUBLISHED: tuple[PublishedRow, ...] = (
         "Osprey-7B",
         "description",
         "Osprey's detailed descriptions, 80 questions",
-        "osprey-detailed-description",
-        {"score": 0.7754},
+        "ferret-bench",
+        {"relative_score": 0.7754},
         "osprey",
         OSPREY,
         "judge GPT-4, text only",

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.grounding import about_each_expression
+from eval.open_questions import open_questions
 from eval.questions import Question, region_question
 from eval.segmentation import about_each_segment
 from osprey_tp.prompts import (
     CATEGORY_QUESTION,
+    DETAILED_DESCRIPTION_QUESTION,
     DOTTED_OVERVIEW,
     OPEN_VOCABULARY_QUESTION,
     OVERVIEW,
@@ -26,11 +28,21 @@ if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
 
 
-NEEDS: dict[str, str] = {"judge": "a judge: an OpenAI-compatible endpoint"}
-"""What a task may need beside a model and data, and how that is said to people."""
+NEEDS: dict[str, str] = {
+    "judge": "a judge: an OpenAI-compatible endpoint (--judge URL --judge-model NAME)",
+    "references": "reference answers (--references FILE)",
+    "contexts": "what the pictures show, in words, for the judge (--contexts FILE)",
+    "java": "a Java runtime, for METEOR",
+    "sentence-bert": "a SentenceBERT folder, for Semantic Similarity (--sentence-bert DIR)",
+}
+"""What a task may need or use beside a model and data, and how that is said to people."""
 
 QuestionMaker = Callable[["RegionRecord", Path, str], Iterator[Question]]
 """Record, file of its picture, text of the question -> what is asked."""
+
+
+VERBATIM = "verbatim"
+"""The kind of tasks whose answers no profile normalises."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Task:
         summary: one line for `python -m eval list`.
         question: asked of every region, with one `<mask>`; "" where each record brings its own.
         max_new_tokens: longest answer, in tokens.
-        kind: which rules of a profile normalise the answers.
+        kind: which rules of a profile normalise the answers; `VERBATIM` for none.
         questions: what is asked of a record; nothing leaves the record out.
         scorers: keys of `eval.metrics.SCORERS`.
         headline: the measure by which answers are ordered in the report.
@@ -50,6 +62,8 @@ class Task:
         asker: key of `eval.asking.ASKERS`: how a session is asked.
         overview: the sentence between the picture and every question.
         needs: what the task needs beside a model and data, keys of `NEEDS`.
+        uses: what the task does more with, keys of `NEEDS`.
+        asked_with_references: what is asked besides where a file gives the right answers.
         settings: what options of the command changed about it, for `run.json` and `metrics.json`.
         can_shuffle: whether the region-blind control means something.
     """
@@ -58,7 +72,7 @@ class Task:
     summary: str
     question: str
     max_new_tokens: int
-    kind: Literal["category", "caption"]
+    kind: Literal["category", "caption", "verbatim"]
     questions: QuestionMaker
     scorers: tuple[str, ...]
     headline: str
@@ -66,6 +80,8 @@ class Task:
     asker: str = "answers"
     overview: str = OVERVIEW
     needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    asked_with_references: QuestionMaker | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     can_shuffle: bool = True
 
@@ -82,6 +98,16 @@ def about_each_region(references: Callable[[RegionRecord, int], tuple[str, ...]]
     return questions
 
 
+def each_of(*makers: QuestionMaker) -> QuestionMaker:
+    """What all of the makers ask of a record."""
+
+    def questions(record: RegionRecord, image_path: Path, text: str) -> Iterator[Question]:
+        for maker in makers:
+            yield from maker(record, image_path, text)
+
+    return questions
+
+
 def name_references(record: RegionRecord, index: int) -> tuple[str, ...]:
     """The region's name."""
     name = record.regions[index].name.strip()
@@ -89,14 +115,29 @@ def name_references(record: RegionRecord, index: int) -> tuple[str, ...]:
 
 
 def description_references(record: RegionRecord, index: int) -> tuple[str, ...]:
-    """The answers to the source's own question about the region: a user's turn that is its reference alone."""
+    """The answers to the source's own question about the region: a user's turn that is its reference alone.
+
+    A last question that nobody has answered has no answers.
+    """
     asked = f"<region{index + 1}>"
     answers = [
         answer.text.strip()
-        for question, answer in zip(record.turns[::2], record.turns[1::2], strict=True)
+        for question, answer in zip(record.turns[::2], record.turns[1::2], strict=False)
         if question.text.strip() == asked
     ]
     return tuple(dict.fromkeys(answer for answer in answers if answer))
+
+
+def _pope_questions(record: RegionRecord, image_path: Path, text: str) -> Iterator[Question]:
+    from eval.pope import pope_questions
+
+    return pope_questions(record, image_path, text)
+
+
+def _dlc_questions(record: RegionRecord, image_path: Path, text: str) -> Iterator[Question]:
+    from eval.dlc_bench import dlc_questions
+
+    return dlc_questions(record, image_path, text)
 
 
 TASKS: dict[str, Task] = {
@@ -112,6 +153,7 @@ TASKS: dict[str, Task] = {
             scorers=("words", "attributes", "semantic_similarity"),
             headline="semantic_iou",
             needed="regions with a name",
+            uses=("sentence-bert",),
         ),
         Task(
             name="region-caption",
@@ -123,6 +165,58 @@ TASKS: dict[str, Task] = {
             scorers=("captions", "semantic_similarity"),
             headline="CIDEr",
             needed="turns that describe a region: the user's <region1> alone, answered by the description",
+            uses=("java", "sentence-bert"),
+        ),
+        Task(
+            name="description",
+            summary="describe each region in detail; a judge rates answer and reference: relative score",
+            question=DETAILED_DESCRIPTION_QUESTION,
+            max_new_tokens=512,
+            kind="verbatim",
+            questions=about_each_region(description_references),
+            asked_with_references=open_questions,
+            scorers=("ratings",),
+            headline="relative_score",
+            needed="descriptions of regions (the user's <region1> alone, answered), or open questions and references",
+            needs=("judge",),
+            uses=("references", "contexts"),
+        ),
+        Task(
+            name="ferret-bench",
+            summary="answer open questions about regions; a judge rates answer and reference: relative score",
+            question="",
+            max_new_tokens=512,
+            kind="verbatim",
+            questions=open_questions,
+            scorers=("ratings",),
+            headline="relative_score",
+            needed="questions about regions that nobody has answered, as in Ferret-Bench",
+            needs=("judge", "references"),
+            uses=("contexts",),
+        ),
+        Task(
+            name="dlc-bench",
+            summary="describe each region in detail; a judge answers questions from that: positive, negative, average",
+            question=DETAILED_DESCRIPTION_QUESTION,
+            max_new_tokens=512,
+            kind="verbatim",
+            questions=_dlc_questions,
+            scorers=("dlc_bench",),
+            headline="dlc_average",
+            needed="regions with questions for a judge, as in DLC-Bench",
+            needs=("judge",),
+        ),
+        Task(
+            name="pope",
+            summary="yes or no, is the object in the picture: accuracy, precision, recall, F1, yes-ratio",
+            question="",
+            max_new_tokens=64,
+            kind="verbatim",
+            questions=_pope_questions,
+            scorers=("pope",),
+            headline="accuracy",
+            needed="questions about whole pictures labelled yes or no, as in POPE",
+            overview="",
         ),
         Task(
             name="open-vocab-segmentation",
@@ -134,6 +228,7 @@ TASKS: dict[str, Task] = {
             scorers=("segments_by_similarity", "words"),
             headline="class_accuracy",
             needed="regions with a name, best of the sources panoptic and cityscapes",
+            uses=("sentence-bert",),
             overview=DOTTED_OVERVIEW,
         ),
         Task(

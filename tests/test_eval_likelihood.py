@@ -118,7 +118,7 @@ def test_a_model_that_knows_scores_one_and_its_control_what_is_expected(data: Re
         "vocabulary": metrics["options"]["vocabulary"],
         "candidate_score": "sum",
     }
-    (only,) = metrics["details"]["reliability"]
+    (only,) = metrics["reliability"]
     assert (only["regions"], only["accuracy"]) == (9, 1)
 
 
