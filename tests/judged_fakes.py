@@ -133,6 +133,6 @@ def reading_judge(body: dict) -> str:
     """Chooses the first choice whose words are in the description, else the last; recognises things by their name."""
     description, question, choices = described(body)
     if question.startswith("Is it likely"):
-        name = re.search(r"(?:is an?|are) (.*?) or", question)[1]
+        name = re.search(r"(?:is an?|are) (.*?) or (?:an object|objects) of", question)[1]
         return "A. Yes" if name in description else "B. No"
     return next((letter for letter, text in choices.items() if text in description), list(choices)[-1])
