@@ -64,7 +64,7 @@ def _scores(task: str, rows: Sequence[Mapping[str, Any]], outcomes: Sequence[Out
     cells = []
     for row in rows:
         if row["ours"]:
-            scores = [percent_with_interval(metrics[row["data"]].get(name)) for name in names]
+            scores = [_two_lines(metrics[row["data"]].get(name)) for name in names]
             rules = f"profile {row['profile']}"
         else:
             scores = [percent(row["scores"].get(name)) for name in names]
@@ -80,6 +80,10 @@ def _scores(task: str, rows: Sequence[Mapping[str, Any]], outcomes: Sequence[Out
     ours = [place for place, row in enumerate(rows) if row["ours"]]
     texts, title = (1, len(columns) - 1), task.replace("-", " ").capitalize()
     return Table(title, columns, cells, note, texts=texts, strong_columns=(), strong_rows=ours)
+
+
+def _two_lines(row: Mapping[str, Any] | None) -> str:
+    return percent_with_interval(row).replace("  ", "\n")
 
 
 def _columns(headlines: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -118,8 +118,8 @@ def _draw_panel(axes: Any, panel: Panel, axis_label: str) -> None:
     axes.set_title(panel.title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
     axes.set_xticks(positions, panel.groups)
     axes.set_xlim(-0.5, len(panel.points) - 0.5)
-    axes.set_ylim(0, panel.top)
-    axes.margins(y=0.1)
+    highest = max(point.value if point.high is None else point.high for point in panel.points)
+    axes.set_ylim(0, 1.15 * max(highest, 1.0) if panel.top is None else panel.top)
     axes.set_xlabel(axis_label)
     axes.grid(axis="y")
 

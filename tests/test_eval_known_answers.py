@@ -26,10 +26,10 @@ from .annotation_files import write_json
 from .chat_endpoint import KEY, ChatServer
 from .judged_fakes import judged_by, overlap_judge, reading_judge
 
-SCENES = 12
+SCENES = 16
 RANKED = TaskOptions(candidates="names")
-ORDERS = 3
-"""Random orders of the answers, so that one unlucky order decides nothing."""
+SLACK = 0.05
+"""Beside the interval, which is too narrow where hardly any drawn answer is right."""
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def scores_of(settings: Settings, answers: dict[str, str], name: str) -> dict[st
     return found
 
 
-def shuffled(answers: dict[str, str], seed: int) -> dict[str, str]:
-    """Each question with the right answer to a random question."""
-    drawn = np.random.default_rng(seed).choice(list(answers.values()), len(answers))
+def shuffled(answers: dict[str, str]) -> dict[str, str]:
+    """The right answers, given to the questions in a random order."""
+    drawn = np.random.default_rng(0).permutation(list(answers.values()))
     return dict(zip(answers, map(str, drawn), strict=True))
 
 
@@ -109,14 +109,12 @@ def check(settings: Settings, answers: dict[str, str], perfect: Sequence[str], c
     name = settings.task + "-" + (settings.task_options.candidates or "free")
     found = scores_of(settings, answers, name)
     assert {measure: found[measure]["value"] for measure in perfect} == pytest.approx(dict.fromkeys(perfect, 1.0))
-    drawn = [scores_of(settings, shuffled(answers, seed), f"{name}-{seed}") for seed in range(ORDERS)]
+    drawn = scores_of(settings, shuffled(answers), f"{name}-drawn")
     for measure in perfect:
-        chance = chances.get(measure, drawn[0][measure].get("chance"))
-        mean = np.mean([row[measure]["value"] for row in drawn])
-        assert mean < 0.9, (measure, mean)
-        if chance is not None:
-            spread = np.mean([row[measure]["high"] - row[measure]["low"] for row in drawn])
-            assert abs(mean - chance) < spread / 2, (measure, mean, chance)
+        row = drawn[measure]
+        chance = chances.get(measure, row.get("chance"))
+        assert row["value"] < 0.9, (measure, row)
+        assert chance is None or row["low"] - SLACK <= chance <= row["high"] + SLACK, (measure, row, chance)
 
 
 def first_references(settings: Settings) -> dict[str, str]:
