@@ -31,6 +31,7 @@ from data_pipelines.staging import Staging, StagingWriter
 from data_pipelines.tally import Tally, count, lines_of, merge
 from data_pipelines.workers import ProcessEnded, map_in_order
 from data_pipelines.writing import (
+    categories_of,
     new_manifest,
     nothing_usable,
     refuse_taken,
@@ -284,6 +285,7 @@ class _Job:
             counts={"in": counts_in, "out": counts_out},
             rejections=rejections,
             inputs=_present(reader),
+            categories=categories_of(chunks.staging.context),
             shards=shards,
         )
         write_manifest(self.records, manifest)

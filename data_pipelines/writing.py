@@ -227,8 +227,12 @@ def new_manifest(
     rejections: Tally,
     inputs: Sequence[Path],
     shards: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The manifest of a folder, with the checksums of its inputs and the versions that made it."""
+    """The manifest of a folder, with the checksums of its inputs and the versions that made it.
+
+    `categories` are those of the source, those that no region has among them; without any, the key is left out.
+    """
     return {
         "format": FOLDER_FORMAT,
         "source": source,
@@ -236,6 +240,7 @@ def new_manifest(
         "arguments": dict(arguments),
         "image_root": image_root,
         "counts": counts,
+        **({"categories": list(categories)} if categories else {}),
         "rejections": dict(sorted(rejections.items())),
         "inputs": [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in inputs],
         "shards": list(shards),
@@ -244,6 +249,16 @@ def new_manifest(
             **{name: importlib.metadata.version(name) for name in ("datasets", "pycocotools", "numpy")},
         },
     }
+
+
+def categories_of(context: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a manifest says of the categories that a source staged: `id`, `name` and, where it is said, `isthing`."""
+    kept = ("id", "name", "isthing")
+    return [
+        {name: entry[name] for name in kept if isinstance(entry.get(name), int | str)}
+        for entry in context.get("categories", ())
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+    ]
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

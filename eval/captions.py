@@ -10,10 +10,14 @@ from the references of the whole set and stay fixed in the resamples of an inter
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -25,6 +29,7 @@ MISSING_JAVA = "no Java runtime (Debian and Ubuntu: apt-get install default-jre-
 PTB_TOKENIZER = "Penn Treebank tokenizer of pycocoevalcap"
 WORD_TOKENIZER = "lower-case words (no Java runtime for the Penn Treebank tokenizer)"
 BLEU_ORDERS = 4
+STANDARD_ERROR = 2
 # pycocoevalcap's guards against division by zero; part of its published numbers.
 SMALL, TINY = 1e-9, 1e-15
 
@@ -64,10 +69,33 @@ def ptb_tokens(texts: Sequence[Sequence[str]]) -> Texts:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     lines = {index: [{"caption": " ".join(text.split())} for text in group] for index, group in enumerate(texts)}
-    tokens: Texts = PTBTokenizer().tokenize(lines)
-    if {index: len(group) for index, group in tokens.items()} != {index: len(group) for index, group in lines.items()}:
-        raise ValueError(f"the tokenizer returned {len(tokens)} of {len(lines)} texts; does `java -version` work?")
+    with _kept_errors() as said:
+        tokens: Texts = PTBTokenizer().tokenize(lines)
+        if {key: len(group) for key, group in tokens.items()} != {key: len(group) for key, group in lines.items()}:
+            raise ValueError(
+                f"the tokenizer returned {len(tokens)} of {len(lines)} texts; does `java -version` work? It said: "
+                f"{said()[-500:] or 'nothing'}"
+            )
     return {index: [line.replace("|||", " ") for line in group] for index, group in tokens.items()}
+
+
+@contextmanager
+def _kept_errors() -> Iterator[Callable[[], str]]:
+    """Keep what programs write to standard error: the tokenizer's speed is no news, but its failure is."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+
+        def said() -> str:
+            file.seek(0)
+            return file.read().decode("utf-8", "replace").strip()
+
+        before = os.dup(STANDARD_ERROR)
+        os.dup2(file.fileno(), STANDARD_ERROR)
+        try:
+            yield said
+        finally:
+            os.dup2(before, STANDARD_ERROR)
+            os.close(before)
 
 
 def word_tokens(texts: Sequence[Sequence[str]]) -> Texts:

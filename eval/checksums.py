@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -12,9 +13,19 @@ PACKAGES = ("osprey_tp", "torch", "transformers", "tokenizers", "datasets", "num
 
 
 def folder_checksum(folder: Path) -> str:
-    """SHA-256 over the names and contents of the files that lie directly in the folder."""
+    """SHA-256 over the names and contents of the files that lie directly in the folder.
+
+    Files are read once a process, and again only where their size or time changed.
+    """
+    found = sorted(path for path in folder.resolve().iterdir() if path.is_file())
+    states = ((path, path.stat()) for path in found)
+    return _checksum_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
+
+
+@lru_cache
+def _checksum_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path, _, _ in files:
         total.update(f"{path.name}\n{file_checksum(path)}\n".encode())
     return total.hexdigest()
 

@@ -3,73 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from eval.figures import Panel, Point, ScoreRow, panel_figure, score_figure
+from eval.categories import LEAST_REGIONS, SHOWN, interval_of, most_frequent, worst
+from eval.figures import Panel, Point, ScoreRow, panel_figure, reliability_figure, score_figure
+from eval.galleries import galleries
+from eval.labels import NOTHING, UNBOUNDED, interval_text, label_of, percent, percent_with_interval
 from eval.metrics import Scoring
-from eval.pictures import gallery_picture
 from eval.predictions import Prediction
-from eval.questions import RegionQuestion
-from eval.report import (
-    Details,
-    Figure,
-    Gallery,
-    GalleryItem,
-    KeyFigure,
-    KeyFigures,
-    Section,
-    Table,
-    Text,
-    render_page,
-)
-from eval.tasks import Task
+from eval.published import PublishedRow, comparability, published_rows
+from eval.questions import Question
+from eval.report import Details, Figure, KeyFigure, KeyFigures, Section, Table, Text, render_page
+from eval.tasks import VERBATIM, Task
 
-LABELS = {
-    "semantic_iou": "Semantic IoU",
-    "exact_match": "Exact match",
-    "texture": "Texture",
-    "colour": "Colour",
-    "shape": "Shape",
-    "all_attributes": "All three",
-    "semantic_similarity": "Semantic Similarity",
-    "ROUGE_L": "ROUGE-L",
-    "Bleu_1": "BLEU-1",
-    "Bleu_2": "BLEU-2",
-    "Bleu_3": "BLEU-3",
-    "Bleu_4": "BLEU-4",
-}
-UNBOUNDED = {"CIDEr"}
 LEFT_OUT_OF_PANELS = {"Bleu_1", "Bleu_2", "Bleu_3"}
 MOST_PANELS = 6
-GALLERY_SIZE = 12
-GOOD, MIDDLE = 0.75, 0.25
-NOTHING = "–"
-
-
-def label_of(measure: str) -> str:
-    """How a measure is written in reports."""
-    return LABELS.get(measure, measure)
-
-
-def percent(value: float | None) -> str:
-    """A score × 100 with one decimal, as papers give it."""
-    return NOTHING if value is None else f"{100 * value:.1f}"
-
-
-def percent_with_interval(row: Mapping[str, Any] | None) -> str:
-    """A score × 100 and its interval."""
-    if row is None:
-        return NOTHING
-    interval = "" if row["low"] is None else f"  [{percent(row['low'])}, {percent(row['high'])}]"
-    return percent(row["value"]) + interval
 
 
 def evaluation_page(
     metrics: Mapping[str, Any],
     task: Task,
-    questions: Sequence[RegionQuestion],
+    questions: Sequence[Question],
     predictions: Mapping[str, Prediction],
     scoring: Scoring,
 ) -> str:
@@ -78,11 +32,15 @@ def evaluation_page(
     asked = metrics["model"]["folder"] if "model" in metrics else metrics["predictions"]["file"]
     subtitle = (
         f"{asked} on {metrics['data']['folder']}. Regions: {counts['regions']:,}; pictures: {counts['images']:,}; "
-        f"empty answers (counted as wrong): {counts['empty_answers']:,}. Answers are compared by the profile "
-        f"“{metrics['profile']}”."
+        f"empty answers: {counts['empty_answers']:,}. "
     )
+    if task.kind != VERBATIM:
+        subtitle += f"Answers are compared by the profile “{metrics['profile']}”, empty ones count as wrong."
     sections: list[Section] = [key_figures(metrics), score_table(metrics)]
+    sections += published_table(metrics)
     sections += score_figures(metrics)
+    sections += reliability_diagram(metrics)
+    sections += category_tables(metrics, task.headline)
     sections += galleries(task, questions, predictions, scoring)
     sections.append(Details("Settings, versions, checksums", settings_tables(metrics)))
     return render_page(task.name.replace("-", " ").capitalize(), sections, subtitle)
@@ -108,8 +66,7 @@ def score_table(metrics: Mapping[str, Any]) -> Table:
     columns += ["chance"] if has_chance else []
     rows = []
     for name, row in metrics["metrics"].items():
-        interval = NOTHING if row["low"] is None else f"{percent(row['low'])} – {percent(row['high'])}"
-        cells = [label_of(name), percent(row["value"]), interval]
+        cells = [label_of(name), percent(row["value"]), interval_text(row)]
         if control:
             cells += [percent_with_interval(_control_row(metrics, name)), percent(control["expected"].get(name))]
         cells += [percent(row.get("chance"))] if has_chance else []
@@ -172,68 +129,74 @@ def score_figures(metrics: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
-def galleries(
-    task: Task, questions: Sequence[RegionQuestion], predictions: Mapping[str, Prediction], scoring: Scoring
-) -> list[Section]:
-    """Answers with the lowest and with the highest scores, each from different pictures where there are enough."""
-    measure = next((measure for measure in scoring.measures if measure.name == task.headline), None)
-    if measure is None:
+def reliability_diagram(metrics: Mapping[str, Any]) -> list[Section]:
+    """Confidence against accuracy, where candidates were ranked."""
+    bins = metrics.get("reliability")
+    if not bins:
         return []
-    values = {question.id: float(value) for question, value in zip(questions, measure.values, strict=True)}
-    ordered = sorted((question for question in questions if not np.isnan(values[question.id])), key=_by(values))
-    size = min(GALLERY_SIZE, -(-len(ordered) // 2))
-    worst = _one_a_picture(ordered)[:size]
-    shown = {question.id for question in worst}
-    best = _one_a_picture([question for question in reversed(ordered) if question.id not in shown])[:size]
-    note = f"Ordered by {label_of(task.headline)}, one region a picture where there are enough."
-
-    def items(chosen: Sequence[RegionQuestion]) -> list[GalleryItem]:
-        bounded = task.headline not in UNBOUNDED
-        return [gallery_item(question, predictions[question.id], values[question.id], bounded) for question in chosen]
-
-    sections: list[Section] = [Gallery("Lowest scores", items(worst), note)]
-    return [*sections, Gallery("Highest scores", items(best))] if best else sections
-
-
-def _by(values: Mapping[str, float]) -> Any:
-    return lambda question: values[question.id]
-
-
-def _one_a_picture(ordered: Sequence[RegionQuestion]) -> list[RegionQuestion]:
-    """The list with the first of each picture before all others."""
-    first_of_picture: dict[str, RegionQuestion] = {}
-    for question in ordered:
-        first_of_picture.setdefault(question.image, question)
-    different = list(first_of_picture.values())
-    others = [question for question in ordered if first_of_picture[question.image] is not question]
-    return [*different, *others]
-
-
-def gallery_item(question: RegionQuestion, prediction: Prediction, value: float, bounded: bool = True) -> GalleryItem:
-    """One region with its question, answer, references and score."""
-    from osprey_tp.images import load_image
-    from osprey_tp.masks import to_mask
-
-    mask = to_mask(question.segmentation, question.height, question.width)
-    size = f"{100 * question.area_share:.2g}% of the picture"
-    if prediction.region_cells is not None:
-        cells = prediction.region_cells
-        size = f"{cells:,.0f} cells, {size}" if cells >= 100 else f"{cells:.3g} cells, {size}"
-    return GalleryItem(
-        picture=gallery_picture(load_image(question.image_path), [mask]),
-        lines=[
-            *([("", prediction.question)] if prediction.question else []),
-            ("answer", prediction.prediction.strip() or "(empty)"),
-            ("reference", " / ".join(question.references)),
-            ("region", size),
-        ],
-        badge=percent(value),
-        tone=_tone(value) if bounded else "plain",
+    confidence, accuracy, regions = ([row[name] for row in bins] for name in ("confidence", "accuracy", "regions"))
+    caption = (
+        "Dots: regions of like confidence, the softmax over the candidates; larger dots, more regions. On the dashed "
+        "line confidence is right, below it is too high."
     )
+    return [Figure("Calibration", reliability_figure(confidence, accuracy, regions), caption)]
 
 
-def _tone(value: float) -> Literal["good", "middle", "bad"]:
-    return "good" if value >= GOOD else "middle" if value >= MIDDLE else "bad"
+def category_tables(metrics: Mapping[str, Any], headline: str) -> list[Section]:
+    """The most frequent and the worst categories, side by side with their counts; nothing without categories."""
+    rows = metrics["by_category"]
+    if not rows:
+        return []
+    known = {name for row in rows for name in row["scores"]} - LEFT_OUT_OF_PANELS - {headline}
+    others = [name for name in metrics["metrics"] if name in known][:3]
+    columns = ["category", label_of(headline), "95% interval", *map(label_of, others), "regions", "pictures"]
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        found = interval_of(row, headline)
+        return [
+            row["category"],
+            NOTHING if found is None else percent(found["value"]),
+            NOTHING if found is None else interval_text(found),
+            *(percent(row["scores"].get(name)) for name in others),
+            f"{row['regions']:,}",
+            f"{row['images']:,}",
+        ]
+
+    frequent, lowest = most_frequent(rows), worst(rows, headline)
+    note = f"{len(rows):,} categories in all; their scores are in metrics.json."
+    sections: list[Section] = [Table("Most frequent categories", columns, [cells(row) for row in frequent], note)]
+    if len(rows) > SHOWN:
+        enough = f"Among categories with at least {LEAST_REGIONS} regions, where there are such."
+        sections.append(Table("Categories with the lowest scores", columns, [cells(row) for row in lowest], enough))
+    return sections
+
+
+def published_table(metrics: Mapping[str, Any]) -> list[Section]:
+    """What papers report of the same task on data of the same source; nothing where there is nothing."""
+    rows = published_rows(metrics["task"], metrics["data"]["source"])
+    if not rows:
+        return []
+    names = list(dict.fromkeys(name for row in rows for name in row.scores))
+    columns = ["score × 100", *map(label_of, names), "rules"]
+    own = [percent(metrics["metrics"].get(name, {}).get("value")) for name in names]
+    cells = [[f"this run ({metrics['data']['folder']})", *own, f"profile {metrics['profile']}"]]
+    ranked = "candidate_score" in metrics["options"]
+    for row in rows:
+        scores = [percent(row.scores.get(name)) for name in names]
+        cells.append([row.system, *scores, comparability(row, metrics["profile"], ranked=ranked)])
+    texts, note = [len(columns) - 1], published_note(rows)
+    return [Table("Beside published systems", columns, cells, note, texts=texts, strong_columns=(), strong_rows=[0])]
+
+
+def published_note(rows: Sequence[PublishedRow]) -> str:
+    """Where published rows come from, and what else differs."""
+    papers = "; ".join(dict.fromkeys(f"{row.system}: {row.paper}" for row in rows))
+    notes = "; ".join(dict.fromkeys(f"{row.system} {row.note}" for row in rows if row.note))
+    return (
+        f"Published on {', '.join(dict.fromkeys(row.benchmark for row in rows))}; whether these data are that split is "
+        f"for the reader to know. Scores of different profiles measure different things. {papers}."
+        + (f" {notes}." if notes else "")
+    )
 
 
 def settings_tables(metrics: Mapping[str, Any]) -> list[Table | Text]:
@@ -243,7 +206,7 @@ def settings_tables(metrics: Mapping[str, Any]) -> list[Table | Text]:
         rows.append(["limit", f"the first {metrics['limit']:,} regions"])
     if "decoding" in metrics:
         rows.append(["decoding", ", ".join(f"{name} {value}" for name, value in metrics["decoding"].items())])
-    for name in ("model", "predictions", "data"):
+    for name in ("model", "predictions", "data", "options", "references", "judge"):
         rows += [[name, f"{part}: {value}"] for part, value in metrics.get(name, {}).items()]
     rows += [[name.replace("_", " "), str(value)] for name, value in metrics["notes"].items()]
     rows += [[name, version] for name, version in metrics["versions"].items()]

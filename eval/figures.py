@@ -118,8 +118,8 @@ def _draw_panel(axes: Any, panel: Panel, axis_label: str) -> None:
     axes.set_title(panel.title, loc="left", fontsize=10.5, color=INK, fontweight="bold")
     axes.set_xticks(positions, panel.groups)
     axes.set_xlim(-0.5, len(panel.points) - 0.5)
-    axes.set_ylim(0, panel.top)
-    axes.margins(y=0.1)
+    highest = max(point.value if point.high is None else point.high for point in panel.points)
+    axes.set_ylim(0, 1.15 * max(highest, 1.0) if panel.top is None else panel.top)
     axes.set_xlabel(axis_label)
     axes.grid(axis="y")
 
@@ -142,6 +142,22 @@ def line_figure(
     axes.grid(axis="y")
     if len(series) > 1:
         axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def reliability_figure(confidence: Sequence[float], accuracy: Sequence[float], answers: Sequence[int]) -> str:
+    """How often answers of like confidence are right: one dot a bin, its area by its answers; on the line is ideal."""
+    figure, axes = _figure(width=4.4, height=4.2)
+    axes.plot([0, 100], [0, 100], color=CHANCE, linewidth=1.6, linestyle=(0, (4, 3)))
+    sizes = [20 + 260 * count / max(answers) for count in answers]
+    x, y = ([100 * value for value in values] for values in (confidence, accuracy))
+    axes.plot(x, y, color=MODEL, linewidth=1.2, alpha=0.45)
+    axes.scatter(x, y, s=sizes, color=MODEL, alpha=0.85, linewidths=0, zorder=3)
+    axes.set_xlim(-3, 103)
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel("confidence × 100")
+    axes.set_ylabel("accuracy × 100")
+    axes.grid()
     return _svg(figure)
 
 

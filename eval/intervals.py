@@ -30,12 +30,25 @@ class Measure:
         statistics: (answers, K), what each answer adds to the sums; a row of zeros leaves the answer out.
         formula: sums (..., K) -> scores (...); NaN where the sums hold nothing to score.
         values: (answers,) each answer's own score, NaN where it has none.
+        is_whole: the score is one of all answers together and no formula of sums: it has no interval, and parts of the
+            answers have no such score.
+        over_classes: the score is a mean over classes: answers about one class alone, without those that wrongly name
+            it, have no such score.
     """
 
     name: str
     statistics: Array
     formula: Callable[[Array], Array]
     values: Array
+    is_whole: bool = False
+    over_classes: bool = False
+
+    @classmethod
+    def whole(cls, name: str, value: float, values: Array) -> Measure:
+        """A score that another tool made of all answers."""
+        return cls(
+            name, np.zeros((len(values), 1)), lambda sums: np.full(sums.shape[:-1], value), values, is_whole=True
+        )
 
     @property
     def counted(self) -> NDArray[np.bool_]:
@@ -68,7 +81,7 @@ def _mean(sums: Array) -> Array:
 
 
 def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] | None = None) -> Estimate | None:
-    """Score the chosen answers (all by default), with an interval over their images; None if there are none.
+    """Score the chosen answers (all by default), with an interval over images; None if they hold nothing to score.
 
     Args:
         measure: the score.
@@ -76,27 +89,79 @@ def estimate(measure: Measure, images: Sequence[str], chosen: NDArray[np.bool_] 
         chosen: (answers,) which answers count.
     """
     kept = measure.counted if chosen is None else measure.counted & chosen
-    if not kept.any():
+    if not kept.any() or (measure.is_whole and chosen is not None):
         return None
     names, image_index = np.unique(np.asarray(images)[kept], return_inverse=True)
     sums = np.zeros((len(names), measure.statistics.shape[1]))
     np.add.at(sums, image_index, measure.statistics[kept])
     value = float(measure.formula(sums.sum(axis=0)[None])[0])
-    low, high = _interval(measure.formula, sums)
+    if not np.isfinite(value):
+        return None
+    low, high = (None, None) if measure.is_whole else _interval(measure.formula, sums)
     return Estimate(value, low, high, int(kept.sum()), len(names))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Scores of two sets of answers to the same questions, their difference, and its paired 95% interval."""
+
+    before: float
+    after: float
+    low: float | None
+    high: float | None
+
+    @property
+    def difference(self) -> float:
+        """After - before."""
+        return self.after - self.before
+
+
+def estimate_difference(before: Measure, after: Measure, images: Sequence[str]) -> Difference | None:
+    """By how much a score changed; each resample draws the same images for both. None where one has no answers.
+
+    Scores that are no formula of sums have no interval here either.
+
+    Args:
+        before: the score of one set of answers.
+        after: the same score of other answers to the same questions.
+        images: (answers,) the image that each answer is about.
+    """
+    if not before.counted.any() or not after.counted.any():
+        return None
+    names, image_index = np.unique(np.asarray(images), return_inverse=True)
+    both = []
+    for measure in (before, after):
+        sums = np.zeros((len(names), measure.statistics.shape[1]))
+        np.add.at(sums, image_index[measure.counted], measure.statistics[measure.counted])
+        both.append(sums)
+    old, new = (float(m.formula(sums.sum(axis=0)[None])[0]) for m, sums in zip((before, after), both, strict=True))
+    if not np.isfinite([old, new]).all():
+        return None
+    if len(names) < 2 or before.is_whole or after.is_whole:
+        return Difference(old, new, None, None)
+    scores = [_resampled(m.formula, sums) for m, sums in zip((before, after), both, strict=True)]
+    return Difference(old, new, *_ends(scores[1] - scores[0]))
 
 
 def _interval(formula: Callable[[Array], Array], sums: Array) -> tuple[float | None, float | None]:
     """Percentile bootstrap of `formula` over the rows of `sums` (images, K)."""
-    count = len(sums)
-    if count < 2:
+    return _ends(_resampled(formula, sums)) if len(sums) > 1 else (None, None)
+
+
+def _ends(scores: Array) -> tuple[float | None, float | None]:
+    if not np.isfinite(scores).any():
         return None, None
+    low, high = np.nanquantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _resampled(formula: Callable[[Array], Array], sums: Array) -> Array:
+    """(RESAMPLES,) scores of resampled images; the draws depend on the number of images alone."""
+    count = len(sums)
     generator, shares = np.random.default_rng(SEED), np.full(count, 1 / count)
     block = max(1, MOST_DRAWS // count)
     resampled = [
         generator.multinomial(count, shares, size=min(block, RESAMPLES - start)) @ sums
         for start in range(0, RESAMPLES, block)
     ]
-    scores = formula(np.concatenate(resampled))
-    low, high = np.nanquantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    return formula(np.concatenate(resampled))

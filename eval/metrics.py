@@ -10,15 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eval.intervals import Estimate, Measure, estimate, mean_measure
-from eval.profiles import PROFILES, Profile
-from eval.tasks import Task
+from eval.predictions import Prediction
+from eval.profiles import DEFAULT_PROFILE, PROFILES, Profile
+from eval.questions import Question
+from eval.tasks import VERBATIM, Task
 
-CELL_EDGES: tuple[float, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, float("inf"))
+if TYPE_CHECKING:
+    from eval.judge import Judge
+
+CELL_EDGES: tuple[float, ...] = (0, 1, 4, 16, 64, 256, 1024, float("inf"))
 MOST_NAMES_FOR_CHANCE = 2000
 
 
@@ -27,55 +32,94 @@ class Answers:
     """Answers to score, in columns.
 
     Attributes:
-        ids, predictions, images: (answers,), as in `eval.predictions.Prediction`; predictions before normalisation.
-        references: (answers,) right answers of each, before normalisation.
-        region_cells: (answers,) size of each region in cells, NaN where it is not known.
+        questions: (answers,) what was asked.
+        predictions: (answers,) what was answered, before normalisation.
+        region_cells: (answers,) size of each question's regions in cells, NaN where it is not known.
     """
 
-    ids: Sequence[str]
-    predictions: Sequence[str]
-    images: Sequence[str]
-    references: Sequence[tuple[str, ...]]
+    questions: Sequence[Question]
+    predictions: Sequence[Prediction]
     region_cells: Sequence[float]
+
+    @property
+    def ids(self) -> list[str]:
+        """(answers,)."""
+        return [question.id for question in self.questions]
+
+    @property
+    def texts(self) -> list[str]:
+        """(answers,) the answers."""
+        return [prediction.prediction for prediction in self.predictions]
+
+    @property
+    def images(self) -> list[str]:
+        """(answers,) what intervals are drawn over."""
+        return [question.image for question in self.questions]
+
+    @property
+    def references(self) -> list[tuple[str, ...]]:
+        """(answers,) right answers of each, before normalisation."""
+        return [question.references for question in self.questions]
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How answers are scored.
+
+    Attributes:
+        profile: key of `eval.profiles.PROFILES`.
+        sentence_bert: folder of a SentenceBERT model.
+        judge: who judges, for tasks that need one.
+        contexts: file that tells a judge in words what pictures show.
+    """
+
+    profile: str = DEFAULT_PROFILE
+    sentence_bert: Path | None = None
+    judge: Judge | None = None
+    contexts: Path | None = None
 
 
 @dataclass
 class Scoring:
-    """What scorers found: measures, chance levels by measure, what could not be measured and why, and notes."""
+    """What scorers found: measures, chance levels by measure, what could not be measured and why, notes, and details.
+
+    `details` are further entries of `metrics.json` by name, such as the judge or the bins of a reliability diagram.
+    """
 
     measures: list[Measure] = field(default_factory=list)
     chance: dict[str, float] = field(default_factory=dict)
     not_measured: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a scorer works on: normalised answers and references, and where models it needs lie."""
+    """What a scorer works on: normalised answers and references, what they come from, and the options."""
 
     answers: Sequence[str]
     references: Sequence[Sequence[str]]
-    raw_references: Sequence[Sequence[str]]
-    sentence_bert: Path | None
+    given: Answers
+    options: ScoringOptions
 
 
 Scorer = Callable[[Material, Scoring], None]
 
 
-def score(task: Task, answers: Answers, profile: str, sentence_bert: Path | None = None) -> Scoring:
-    """Score answers by the task's scorers, normalised by the profile.
+def score(task: Task, answers: Answers, options: ScoringOptions) -> Scoring:
+    """Score answers by the task's scorers, normalised by the options' profile.
 
     Raises:
         ValueError: there are no answers, or the SentenceBERT folder is none.
     """
     if not answers.ids:
         raise ValueError("there are no answers to score")
-    rules = PROFILES[profile]
+    rules = PROFILES[options.profile]
     material = Material(
-        answers=[_normalise_answer(rules, task, text) for text in answers.predictions],
+        answers=[_normalise_answer(rules, task, text) for text in answers.texts],
         references=[[_normalise_reference(rules, task, text) for text in group] for group in answers.references],
-        raw_references=answers.references,
-        sentence_bert=sentence_bert,
+        given=answers,
+        options=options,
     )
     scoring = Scoring()
     for name in task.scorers:
@@ -84,6 +128,8 @@ def score(task: Task, answers: Answers, profile: str, sentence_bert: Path | None
 
 
 def _normalise_answer(rules: Profile, task: Task, text: str) -> str:
+    if task.kind == VERBATIM:
+        return text
     return rules.category_answer(text) if task.kind == "category" else rules.caption_answer(text)
 
 
@@ -141,7 +187,7 @@ def _score_attributes(material: Material, scoring: Scoring) -> None:
 
     kinds = (("texture", vocabulary.TEXTURES), ("colour", vocabulary.COLOURS), ("shape", vocabulary.SHAPES))
     rows = []
-    for answer, group in zip(material.answers, material.raw_references, strict=True):
+    for answer, group in zip(material.answers, material.given.references, strict=True):
         right = vocabulary.attributes_of(group[0])
         synthetic = " ".join(str(word) for word in right) == group[0]
         given = vocabulary.attributes_of(answer)
@@ -167,15 +213,57 @@ def _score_captions(material: Material, scoring: Scoring) -> None:
 
 
 def _score_semantic_similarity(material: Material, scoring: Scoring) -> None:
-    if material.sentence_bert is None:
+    if material.options.sentence_bert is None:
         scoring.not_measured["semantic_similarity"] = "no SentenceBERT folder given (--sentence-bert DIR)"
         return
     from eval.sentence_bert import SentenceBert
 
-    encoder = SentenceBert.from_pretrained(material.sentence_bert)
+    encoder = SentenceBert.from_pretrained(material.options.sentence_bert)
     similarities = encoder.best_similarities(material.answers, material.references)
     scoring.measures.append(mean_measure("semantic_similarity", similarities))
     scoring.notes["sentence_bert"] = encoder.checksum
+
+
+def _score_candidates(material: Material, scoring: Scoring) -> None:
+    from eval.candidates import score_candidates
+
+    score_candidates(material, scoring)
+
+
+def _score_segments_by_similarity(material: Material, scoring: Scoring) -> None:
+    from eval.segmentation import score_by_similarity
+
+    score_by_similarity(material, scoring)
+
+
+def _score_segments_by_likelihood(material: Material, scoring: Scoring) -> None:
+    from eval.segmentation import score_by_likelihood
+
+    score_by_likelihood(material, scoring)
+
+
+def _score_grounding(material: Material, scoring: Scoring) -> None:
+    from eval.grounding import score_grounding
+
+    score_grounding(material, scoring)
+
+
+def _score_pope(material: Material, scoring: Scoring) -> None:
+    from eval.pope import score_pope
+
+    score_pope(material, scoring)
+
+
+def _score_ratings(material: Material, scoring: Scoring) -> None:
+    from eval.rating import score_ratings
+
+    score_ratings(material, scoring)
+
+
+def _score_dlc_bench(material: Material, scoring: Scoring) -> None:
+    from eval.dlc_bench import score_dlc_bench
+
+    score_dlc_bench(material, scoring)
 
 
 SCORERS: dict[str, Scorer] = {
@@ -183,6 +271,13 @@ SCORERS: dict[str, Scorer] = {
     "attributes": _score_attributes,
     "captions": _score_captions,
     "semantic_similarity": _score_semantic_similarity,
+    "candidates": _score_candidates,
+    "segments_by_similarity": _score_segments_by_similarity,
+    "segments_by_likelihood": _score_segments_by_likelihood,
+    "grounding": _score_grounding,
+    "pope": _score_pope,
+    "ratings": _score_ratings,
+    "dlc_bench": _score_dlc_bench,
 }
 
 

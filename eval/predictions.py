@@ -1,18 +1,20 @@
 """`predictions.jsonl`: one answer a line, appended durably, so that a killed run goes on where it was.
 
-A line holds at least `id` and `prediction`; anybody's predictions in this form can be scored. An id is
-`<record id>#<region number>`, with regions numbered from 1 as in `<region1>`.
+A line holds at least `id` and `prediction`; anybody's predictions in this form can be scored. The
+id of a question about one region is `<record id>#<region number>`, with regions numbered from 1 as in `<region1>`.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Prediction:
         image: path relative to the data's image root.
         area_share: share of the picture's pixels that the region covers, 0 to 1.
         region_cells: area of the region in cells of the model's canvas; None where the tiling is not known.
+        scores: log-likelihoods, where the task ranks candidates; what they belong to is the task's own.
         shown_region: id of the region that the model was shown, if that was another one (the region-blind control).
     """
 
@@ -38,30 +41,34 @@ class Prediction:
     area_share: float | None = None
     region_cells: float | None = None
     shown_region: str | None = None
+    scores: tuple[float, ...] = ()
 
 
 class PredictionLog:
     """Appends predictions to a file and knows which ids it already holds. Use it as a context manager.
 
     A last line that a kill cut short is removed at opening; its answer will be asked for again. Every append reaches
-    the disk before it returns.
+    the disk before it returns. The file is locked while it is open, so that two runs cannot write to it.
 
     Raises:
-        ValueError: another line is broken, or an id stands twice.
+        ValueError: another line is broken, an id stands twice, or another process has the file open for writing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists():
-            _remove_broken_last_line(path)
-        self.predictions = {item.id: item for item in read_predictions(path)} if path.exists() else {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
+        try:
+            _lock(self._file)
+            _remove_broken_last_line(path)
+            self.predictions = {item.id: item for item in read_predictions(path)}
+        except BaseException:
+            self._file.close()
+            raise
 
     def append(self, predictions: Sequence[Prediction]) -> None:
         """Write the lines and wait until they are on the disk."""
-        lines = [json.dumps(asdict(prediction), ensure_ascii=False) + "\n" for prediction in predictions]
-        self._file.write("".join(lines).encode("utf-8"))
+        self._file.write("".join(line_of(prediction) for prediction in predictions).encode("utf-8"))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.predictions.update({prediction.id: prediction for prediction in predictions})
@@ -76,6 +83,23 @@ class PredictionLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def line_of(prediction: Prediction) -> str:
+    """The prediction as a line of the file, with its end."""
+    return json.dumps(asdict(prediction), ensure_ascii=False) + "\n"
+
+
+def _lock(file: BinaryIO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"{file.name} is being written by another process; wait until it has ended, or give another --out"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+            raise
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -117,7 +141,11 @@ def _parse(line: bytes, place: str) -> Prediction:
         if not isinstance(fields.get(name), int | float | None):
             raise ValueError(f'{place}: "{name}" is {fields[name]!r:.60}; needed is a number, or leave it out')
     known = {name: fields[name] for name in Prediction.__dataclass_fields__ if fields.get(name) is not None}
-    return Prediction(**known | {"references": tuple(known.get("references", ()))})
+    scores = known.get("scores", ())
+    if not isinstance(scores, list | tuple) or not all(isinstance(value, int | float) for value in scores):
+        raise ValueError(f'{place}: "scores" is {scores!r:.60}; needed is a list of numbers, or leave it out')
+    columns = {"references": tuple(known.get("references", ())), "scores": tuple(map(float, scores))}
+    return Prediction(**known | columns)
 
 
 def _remove_broken_last_line(path: Path) -> None:

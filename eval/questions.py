@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from eval.tasks import Task
-
 if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
+    from eval.tasks import Task
     from osprey_tp.tiling import Tiling
 
 
@@ -30,15 +29,19 @@ class Records(Protocol):
 
 
 @dataclass(frozen=True)
-class RegionQuestion:
-    """One region to ask about.
+class Question:
+    """One thing to ask about a picture and its regions.
 
     Attributes:
-        id: `<record id>#<region number>`, numbered from 1.
+        id: `<record id>#<region number>`, numbered from 1, for a question about one region of its record; else one
+            that is the task's own, such as `<record id>`.
         image: path relative to the image root; `image_path` is the file.
         height, width: of the picture, in source pixels.
-        segmentation: compressed COCO RLE of the region, in source pixels.
-        references: right answers, at least one.
+        text: what is asked, with one `<mask>` for each region, in order.
+        regions: compressed COCO RLE of each region, in source pixels; none for a question about the whole picture.
+        references: right answers.
+        category: what scores are grouped by in the report; "" for nothing.
+        facts: what else the task's scorers need, such as a label.
     """
 
     id: str
@@ -46,34 +49,65 @@ class RegionQuestion:
     image_path: Path
     height: int
     width: int
-    segmentation: dict[str, Any]
+    text: str
+    regions: tuple[dict[str, Any], ...]
     references: tuple[str, ...]
+    category: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def area_share(self) -> float:
-        """Share of the picture's pixels inside the region, 0 to 1."""
+    def area_share(self) -> float | None:
+        """Share of the picture's pixels inside the regions, 0 to 1; None for a question about the whole picture."""
         from pycocotools import mask as mask_utils
 
-        return float(mask_utils.area(self.segmentation)) / (self.height * self.width)
+        if not self.regions:
+            return None
+        together = self.regions[0] if len(self.regions) == 1 else mask_utils.merge(list(self.regions))
+        return float(mask_utils.area(together)) / (self.height * self.width)
 
-    def cells(self, tiling: Tiling) -> float:
-        """Area of the region on the canvas, in cells."""
+    def cells(self, tiling: Tiling) -> float | None:
+        """Area of the regions on the canvas, in cells; None for a question about the whole picture."""
+        share = self.area_share
+        if share is None:
+            return None
         plan = tiling.plan(self.height, self.width)
-        canvas_pixels = self.area_share * plan.resized_height * plan.resized_width
-        return canvas_pixels / tiling.patch_size**2
+        return share * plan.resized_height * plan.resized_width / tiling.patch_size**2
 
 
-def collect_questions(task: Task, records: Records) -> list[RegionQuestion]:
-    """Every region that the task can ask about, those of one picture side by side.
+def region_question(
+    record: RegionRecord, index: int, image_path: Path, text: str, references: tuple[str, ...], **facts: Any
+) -> Question:
+    """The question `text` about the region of a record at `index`, counted from 0; grouped by the region's name."""
+    return Question(
+        id=f"{record.id}#{index + 1}",
+        image=record.image,
+        image_path=image_path,
+        height=record.height,
+        width=record.width,
+        text=text,
+        regions=(record.regions[index].segmentation,),
+        references=references,
+        category=record.regions[index].name,
+        facts=facts,
+    )
+
+
+def collect_questions(task: Task, records: Records, text: str | None = None) -> list[Question]:
+    """Everything that the task asks, questions about one picture side by side.
+
+    Args:
+        task: says what is asked of a record.
+        records: the data.
+        text: asked in place of the task's own question.
 
     Raises:
-        ValueError: there is none, or two records have the same id.
+        ValueError: there is nothing to ask, or two records have the same id.
     """
-    by_image: dict[str, list[RegionQuestion]] = {}
+    by_image: dict[str, list[Question]] = {}
     record_ids: Counter[str] = Counter()
     for record in records:
         record_ids[record.id] += 1
-        for question in _questions_of(task, record, records.image_path(record)):
+        for question in task.questions(record, records.image_path(record), text or task.question):
             by_image.setdefault(question.image, []).append(question)
     repeated = [record_id for record_id, count in record_ids.items() if count > 1]
     if repeated:
@@ -89,28 +123,15 @@ def collect_questions(task: Task, records: Records) -> list[RegionQuestion]:
     return questions
 
 
-def _questions_of(task: Task, record: RegionRecord, image_path: Path) -> Iterator[RegionQuestion]:
-    for index, region in enumerate(record.regions):
-        references = task.references(record, index)
-        if references:
-            yield RegionQuestion(
-                id=f"{record.id}#{index + 1}",
-                image=record.image,
-                image_path=image_path,
-                height=record.height,
-                width=record.width,
-                segmentation=region.segmentation,
-                references=references,
-            )
-
-
-def shuffled_regions(questions: Sequence[RegionQuestion], seed: int) -> dict[str, RegionQuestion]:
+def shuffled_regions(questions: Sequence[Question], seed: int) -> dict[str, Question]:
     """For each question of ONE picture, a question about another region of it, whose mask is shown instead.
 
     A random cycle through the different masks of the picture, so that none is shown for itself (Sattolo's algorithm);
     it depends on the seed and the picture's path only. Empty where the picture has one mask, since there is no other.
+    Questions about no region, or several, take no part.
     """
-    masks: dict[str, RegionQuestion] = {}
+    questions = [question for question in questions if len(question.regions) == 1]
+    masks: dict[str, Question] = {}
     for question in questions:
         masks.setdefault(_mask_key(question), question)
     if len(masks) < 2:
@@ -124,5 +145,5 @@ def shuffled_regions(questions: Sequence[RegionQuestion], seed: int) -> dict[str
     return {question.id: shown[_mask_key(question)] for question in questions}
 
 
-def _mask_key(question: RegionQuestion) -> str:
-    return str(question.segmentation["counts"])
+def _mask_key(question: Question) -> str:
+    return str(question.regions[0]["counts"])

@@ -8,7 +8,7 @@ render_page("Evaluation", [KeyFigures(...), Table(...), Figure(...), Gallery(...
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -45,7 +45,14 @@ class KeyFigures:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under column heads. `numeric`: all columns but the first are set as numbers, to the right."""
+    """Rows of text under column heads.
+
+    Attributes:
+        numeric: all columns but the first are set as numbers, to the right.
+        texts: columns, counted from 0, that are set as text all the same.
+        strong_columns: columns of a numeric table to see first; the second by default.
+        strong_rows: rows to see first.
+    """
 
     kind: ClassVar[str] = "table"
     title: str
@@ -53,6 +60,17 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     numeric: bool = True
+    texts: Collection[int] = ()
+    strong_columns: Collection[int] = (1,)
+    strong_rows: Collection[int] = ()
+
+    def classes(self, row: int | None, column: int) -> str:
+        """How a cell is set; the row is None for the head."""
+        if not self.numeric:
+            return ""
+        number = "number" if column and column not in self.texts else ""
+        strong = row is not None and column and (column in self.strong_columns or row in self.strong_rows)
+        return " ".join(filter(None, (number, "strong" if strong else "")))
 
 
 @dataclass(frozen=True)

@@ -1,73 +1,60 @@
-"""Asks a model every question, one picture at a time, and keeps each answer on the disk as soon as it is there."""
+"""Asks a model every question, one picture at a time, and keeps each answer on the disk as soon as it is there.
+
+```
+questions ─► groups by picture ─► shards.py: this process's share ─► threads decode pictures ahead
+    ─► session ─► batches ─► predictions.jsonl, or a file for each process, gathered when all are done
+```
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from eval.predictions import Prediction, PredictionLog
-from eval.questions import RegionQuestion, shuffled_regions
-
-if TYPE_CHECKING:
-    from osprey_tp.tiling import Tiling
+from eval.asking import ASKERS, Asking, Describer, Shown
+from eval.predictions import PredictionLog, read_predictions
+from eval.questions import Question, shuffled_regions
+from eval.shards import gather, part_of, share_of
+from eval.tasks import Task
+from eval.team import Step, Team
 
 PREDICTIONS_FILE = "predictions.jsonl"
 CONTROL_FILE = "predictions_shuffled.jsonl"
-GREEDY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1}
-
-
-class Session(Protocol):
-    """What is needed of an `osprey_tp.sessions.ImageSession`."""
-
-    height: int
-    width: int
-
-    def ask(self, regions: Sequence[Any], question: str, **options: Any) -> list[str]:
-        """One answer a region."""
-        ...
-
-
-class Describer(Protocol):
-    """What is needed of an `osprey_tp.sessions.RegionDescriber`."""
-
-    def open(self, image: Any) -> Session:
-        """Encode the picture once."""
-        ...
+AHEAD = 2
+"""Pictures that are decoded ahead for each worker."""
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How to ask: the question with its `<mask>`, regions a batch, longest answer in tokens, the tiling (for sizes)."""
+class _Course:
+    """One way of showing regions, with the file of its answers.
 
-    question: str
-    batch_size: int
-    max_new_tokens: int
-    tiling: Tiling | None = None
-
-
-@dataclass(frozen=True)
-class _Control:
-    """Where answers about shuffled regions go, and the seed of the shuffling."""
+    Attributes:
+        log: where this process writes: the file, or its own part of it.
+        answered: ids that have an answer.
+        seed: of the shuffling; None for regions as they are.
+    """
 
     log: PredictionLog
-    seed: int
+    answered: frozenset[str]
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """A question that has no answer yet, and the question whose region is shown for it."""
+class _Pending(Shown):
+    """A question that has no answer yet."""
 
-    question: RegionQuestion
-    shown: RegionQuestion
     log: PredictionLog
 
 
 def ask_all(
-    questions: Sequence[RegionQuestion],
+    task: Task,
+    questions: Sequence[Question],
     describer: Describer,
     out: Path,
     asking: Asking,
@@ -75,97 +62,136 @@ def ask_all(
     limit: int | None = None,
     shuffle_seed: int | None = None,
     progress: bool = True,
+    workers: int = 0,
+    step: Step | None = None,
 ) -> None:
     """Answer every question, or the first `limit` of them, that `out` does not hold yet.
 
-    Answers go to `predictions.jsonl`. With `shuffle_seed`, the same questions are asked once more with regions
-    shuffled within each picture (`predictions_shuffled.jsonl`); questions whose picture has no other region are left
-    out there. Each picture is opened once for both.
+    Answers go to `predictions.jsonl`, in the end in the order of the questions. With `shuffle_seed`, the same questions
+    are asked once more with regions shuffled within each picture (`predictions_shuffled.jsonl`); questions whose
+    picture has no other region are left out there. Each picture is opened once for both.
 
     Args:
+        task: says how to ask.
         questions: those of one picture side by side, as `collect_questions` returns them.
         describer: the model.
         out: folder of the results.
-        asking: question, batch size, longest answer, tiling.
+        asking: batch size, longest answer, tiling, decoding.
         limit: how many questions; those left out still take part in the shuffling of their picture.
         shuffle_seed: seed of the control; None for no control.
         progress: show regions/s and the time left on stderr.
+        workers: threads that decode pictures ahead; none by default.
+        step: the processes that share the questions; this one alone by default. All of them return when their own share
+            is done, the first one when all answers are gathered.
 
     Raises:
         ValueError: a picture has another size than its record says, or the session gave another number of answers
             than it was asked for. Answers so far are kept.
+        TeammateLost: another process failed or died. Answers so far are kept.
     """
-    from tqdm import tqdm
-
+    step = step or Step(Team(), str(out))
+    team, order = step.team, [question.id for question in questions]
+    files: dict[Path, int | None] = {out / PREDICTIONS_FILE: None}
+    if shuffle_seed is not None:
+        files[out / CONTROL_FILE] = shuffle_seed
+    if team.first:
+        for file in files:
+            gather(file, order)
+        step.tell("ready")
+    step.wait_for("ready", [0])
     with ExitStack() as stack:
-        log = stack.enter_context(PredictionLog(out / PREDICTIONS_FILE))
-        control = None
-        if shuffle_seed is not None:
-            control = _Control(stack.enter_context(PredictionLog(out / CONTROL_FILE)), shuffle_seed)
-        wanted = {question.id for question in questions[:limit]}
+        courses = [_open(file, seed, team, stack) for file, seed in files.items()]
+        wanted = set(order[:limit])
         by_picture = groupby(questions, key=lambda question: question.image)
-        plans = [_pending(list(group), wanted, log, control) for _, group in by_picture]
-        total = sum(len(plan) for plan in plans)
-        with tqdm(total=total, unit="region", desc="asking", disable=not progress, smoothing=0.1) as bar:
-            for plan in plans:
-                for answered in _ask_picture(plan, describer, asking):
-                    bar.update(answered)
+        plans = [plan for _, group in by_picture if (plan := _pending(list(group), wanted, courses))]
+        with _progress(sum(map(len, plans)), step, progress and team.first) as show:
+            for plan, picture in _with_pictures(share_of(plans, team.rank, team.size), workers):
+                for answered in _ask_picture(task, plan, picture, describer, asking):
+                    show(answered)
+            stack.close()
+            step.tell("done")
+            if team.first:
+                step.wait_for("done", range(team.size), lambda: show(0))
+    if team.first:
+        for file in files:
+            gather(file, order)
 
 
-def _pending(
-    questions: list[RegionQuestion], wanted: set[str], log: PredictionLog, control: _Control | None
-) -> list[_Pending]:
+def _open(path: Path, seed: int | None, team: Team, stack: ExitStack) -> _Course:
+    if team.size == 1:
+        log = stack.enter_context(PredictionLog(path))
+        return _Course(log, frozenset(log.predictions), seed)
+    before = read_predictions(path) if path.exists() else []
+    log = stack.enter_context(PredictionLog(part_of(path, team.rank)))
+    return _Course(log, frozenset(item.id for item in before), seed)
+
+
+def _pending(questions: list[Question], wanted: set[str], courses: Sequence[_Course]) -> list[_Pending]:
     """What is still to be asked about one picture."""
     asked = [question for question in questions if question.id in wanted]
-    pending = [_Pending(question, question, log) for question in asked if question.id not in log]
-    if control is not None:
-        shown = shuffled_regions(questions, control.seed)
+    pending = []
+    for course in courses:
+        shown = None if course.seed is None else shuffled_regions(questions, course.seed)
         pending += [
-            _Pending(question, shown[question.id], control.log)
+            _Pending(question, question if shown is None else shown[question.id], course.log)
             for question in asked
-            if question.id in shown and question.id not in control.log
+            if question.id not in course.answered and (shown is None or question.id in shown)
         ]
     return pending
 
 
-def _ask_picture(plan: list[_Pending], describer: Describer, asking: Asking) -> Iterator[int]:
-    """Ask what is pending about one picture, in batches; yields how many answers each batch brought."""
-    if not plan:
+@contextmanager
+def _progress(total: int, step: Step, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with regions/s and time left over all processes; gives a function to tell it how many more are answered."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="region", desc="asking", disable=not shown, smoothing=0.1) as bar:
+
+        def show(answered: int) -> None:
+            together = step.add("answered", answered)
+            if step.team.size == 1:
+                bar.update(answered)
+            elif shown:
+                bar.update(together - bar.n)
+
+        yield show
+
+
+def _with_pictures(plans: list[list[_Pending]], workers: int) -> Iterator[tuple[list[_Pending], Any]]:
+    """Each plan with its picture: its path, or with workers its pixels, decoded while earlier ones are asked about.
+
+    Threads are enough: Pillow decodes without holding Python's lock.
+    """
+    if not workers:
+        yield from ((plan, plan[0].question.image_path) for plan in plans)
         return
-    first = plan[0].question
-    session = describer.open(first.image_path)
+    from osprey_tp.images import load_image
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="pictures") as pool:
+        jobs = ((plan, pool.submit(load_image, plan[0].question.image_path)) for plan in plans)
+        waiting: deque[tuple[list[_Pending], Future[Any]]] = deque(islice(jobs, AHEAD * workers))
+        try:
+            while waiting:
+                plan, job = waiting.popleft()
+                picture = job.result()
+                waiting.extend(islice(jobs, 1))
+                yield plan, picture
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ask_picture(task: Task, plan: list[_Pending], picture: Any, describer: Describer, asking: Asking) -> Iterator[int]:
+    """Ask what is pending about one picture, in batches; yields how many answers each batch brought."""
+    session = describer.open(picture, task.overview)
     for item in plan:
         if (session.height, session.width) != (item.question.height, item.question.width):
             raise ValueError(
                 f"{item.question.image} is {session.height}x{session.width} pixels, its record says "
-                f"{item.question.height}x{item.question.width} (region {item.question.id}); prepare the data again"
+                f"{item.question.height}x{item.question.width} (question {item.question.id}); prepare the data again"
             )
     for start in range(0, len(plan), asking.batch_size):
         batch = plan[start : start + asking.batch_size]
-        answers = session.ask(
-            [item.shown.segmentation for item in batch],
-            asking.question,
-            batch_size=asking.batch_size,
-            max_new_tokens=asking.max_new_tokens,
-            **GREEDY,
-        )
-        if len(answers) != len(batch):
-            raise ValueError(f"{len(batch)} regions, {len(answers)} answers (first region {batch[0].question.id})")
-        predictions = [_prediction(item, answer, asking) for item, answer in zip(batch, answers, strict=True)]
+        predictions = ASKERS[task.asker](session, batch, asking)
         for log in dict.fromkeys(item.log for item in batch):
             log.append([made for made, item in zip(predictions, batch, strict=True) if item.log is log])
         yield len(batch)
-
-
-def _prediction(item: _Pending, answer: str, asking: Asking) -> Prediction:
-    question = item.question
-    return Prediction(
-        id=question.id,
-        prediction=answer,
-        question=asking.question,
-        references=question.references,
-        image=question.image,
-        area_share=question.area_share,
-        region_cells=None if asking.tiling is None else question.cells(asking.tiling),
-        shown_region=None if item.shown is question else item.shown.id,
-    )

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, DynamicCache
 
+from osprey_tp.answer_tree import AnswerTree, answer_tree, can_pack, packed_log_likelihoods
 from osprey_tp.images import load_image
 from osprey_tp.model_folder import require_merged
 from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
@@ -61,6 +63,7 @@ class RegionDescriber:
         processor.check_fits(model.config)
         self.model = model.eval()
         self.processor = processor
+        self.answer_tree = lru_cache(maxsize=32)(partial(answer_tree, processor))
 
     @classmethod
     def from_pretrained(
@@ -115,7 +118,7 @@ class ImageSession:
 
     @torch.no_grad()
     def __init__(self, describer: RegionDescriber, image: Any, overview: str = OVERVIEW) -> None:
-        self._model, self._processor = describer.model, describer.processor
+        self._describer, self._model, self._processor = describer, describer.model, describer.processor
         self._overview = overview
         self.image = load_image(image)
         self.width, self.height = self.image.size
@@ -161,15 +164,44 @@ class ImageSession:
             ValueError: if questions, placeholders and regions do not fit, or a region cannot be used.
         """
         groups, questions = self._pair(regions, question, together)
+        return self.ask_groups(
+            groups, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, **generate_options
+        )
+
+    def ask_groups(
+        self,
+        groups: Sequence[Sequence[Any]],
+        questions: Sequence[str],
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        **generate_options: Any,
+    ) -> list[str]:
+        """Ask several questions, each about its own group of regions; an empty group asks about the whole picture.
+
+        Args:
+            groups: Regions of each question.
+            questions: One a group; each holds a `<mask>` for every region of its group.
+            batch_size: Questions answered at a time.
+            max_new_tokens: Limit of an answer.
+            generate_options: As in `ask`.
+
+        Returns:
+            One answer a question, in order.
+
+        Raises:
+            ValueError: as `ask`.
+        """
+        if len(groups) != len(questions):
+            raise ValueError(f"{len(questions)} questions, {len(groups)} groups of regions; pass one group a question")
+        conversations = [
+            self._conversation(list(regions), self._check_together(regions, text))
+            for regions, text in zip(groups, questions, strict=True)
+        ]
         answers: list[str] = []
-        for first in range(0, len(groups), batch_size):
-            conversations = [
-                self._conversation(of_question, text)
-                for of_question, text in zip(
-                    groups[first : first + batch_size], questions[first : first + batch_size], strict=True
-                )
-            ]
-            answers += self._generate(conversations, max_new_tokens=max_new_tokens, **generate_options)
+        for first in range(0, len(conversations), batch_size):
+            batch = conversations[first : first + batch_size]
+            answers += self._generate(batch, max_new_tokens=max_new_tokens, **generate_options)
         return answers
 
     def stream(
@@ -233,28 +265,35 @@ class ImageSession:
         question: str = CATEGORY_QUESTION,
         *,
         batch_size: int = 16,
+        per_token: bool = False,
     ) -> np.ndarray:
         """Log-likelihood of every text as the answer about every region.
+
+        The texts are one tree (`osprey_tp.answer_tree`): what they share is read once. Language models that take no
+        mask for every token (flash attention, sliding windows) read pair by pair instead, with the same result.
 
         Args:
             texts: Candidate answers.
             regions: Regions in any form of `osprey_tp.masks`.
             question: Holds one `<mask>`.
-            batch_size: Pairs scored at a time.
+            batch_size: Pairs scored at a time, where they are read one by one.
+            per_token: Divide by the number of tokens of the text and its end token.
 
         Returns:
             (regions, texts) float64, the sum over the tokens of the text and its end token, natural logarithm.
         """
-        groups, questions = self._pair(regions, question, together=False)
-        conversations = [
-            [*self._conversation(of_question, asked), {"role": "assistant", "content": text}]
-            for of_question, asked in zip(groups, questions, strict=True)
-            for text in texts
-        ]
-        scores: list[float] = []
-        for first in range(0, len(conversations), batch_size):
-            scores += self._log_likelihoods(conversations[first : first + batch_size])
-        return np.array(scores, dtype=np.float64).reshape(len(groups), len(texts))
+        require_one_region(question)
+        if not regions or not texts:
+            return np.zeros((len(regions), len(texts)))
+        tree: AnswerTree = self._describer.answer_tree(self._overview, question, tuple(texts))
+        if can_pack(self._model, self._prefix()):
+            coverage = self._processor.image_processor.cover_regions([list(regions)], [self._plan])
+            tokens = self._features(coverage)["image"].region_tokens
+            assert tokens is not None
+            scores = packed_log_likelihoods(self._model, self._prefix(), tree, tokens)
+        else:
+            scores = self._paired_log_likelihoods(regions, question, texts, batch_size)
+        return scores / tree.lengths if per_token else scores
 
     def _pair(
         self, regions: Sequence[Any], question: str | Sequence[str], together: bool
@@ -315,13 +354,19 @@ class ImageSession:
         )
         self._prefix_ids, self._prefix_cache = ids.tolist(), cache
 
+    def _prefix(self) -> DynamicCache:
+        """The cache of the shared prefix, read if it was not yet."""
+        if self._prefix_cache is None:
+            self._suffixes(self._processor.prepare([self._conversation([], "?")], add_generation_prompt=True))
+        assert self._prefix_cache is not None
+        return self._prefix_cache
+
     def _prefix_copies(self, count: int) -> DynamicCache:
-        cache = copy.deepcopy(self._prefix_cache)
-        assert cache is not None
+        cache = copy.deepcopy(self._prefix())
         cache.batch_repeat_interleave(count)
         return cache
 
-    def _features(self, batch: BatchFeature) -> dict[str, OspreyTPFeatures]:
+    def _features(self, batch: Mapping[str, Tensor]) -> dict[str, OspreyTPFeatures]:
         """Region tokens of a batch of suffixes; the picture itself is in the prefix."""
         tokens = None
         coverage = batch["region_coverage"].to(self._model.device)
@@ -368,6 +413,22 @@ class ImageSession:
         inputs = self._generation_inputs(conversations, options)
         generated = self._model.generate(**inputs)
         return self._processor.decode_answers(generated, inputs["input_ids"].shape[1])
+
+    def _paired_log_likelihoods(
+        self, regions: Sequence[Any], question: str, texts: Sequence[str], batch_size: int
+    ) -> np.ndarray:
+        """(regions, texts): every pair a batch row over a copy of the prefix, pairs of like length together."""
+        conversations = [
+            [*self._conversation([region], question), {"role": "assistant", "content": text}]
+            for region in regions
+            for text in texts
+        ]
+        order = sorted(range(len(conversations)), key=lambda pair: len(texts[pair % len(texts)]))
+        scores = np.zeros(len(conversations))
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            scores[batch] = self._log_likelihoods([conversations[pair] for pair in batch])
+        return scores.reshape(len(regions), len(texts))
 
     def _log_likelihoods(self, conversations: list[list[dict[str, Any]]]) -> list[float]:
         batch = self._processor.prepare(conversations, return_labels=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
+
+from eval.metrics import Answers
+from eval.predictions import Prediction
+from eval.questions import Question
 
 HEIGHT, WIDTH = 48, 64
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 230), "yellow": (240, 220, 60)}
@@ -36,6 +40,7 @@ class Record:
     width: int
     regions: tuple[Region, ...]
     turns: tuple[Turn, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -82,6 +87,21 @@ def make_data(folder: Path, names: Sequence[Sequence[str]], answers: Sequence[Se
     return Records(folder, records)
 
 
+def answers_to(
+    texts: Sequence[str], references: Sequence[Sequence[str]], images: Sequence[str] | None = None
+) -> Answers:
+    """Answers about one region each, in pictures of their own by default."""
+    pictures = images or [f"{number}.png" for number in range(len(texts))]
+    questions = [
+        Question(
+            f"fake:{number}#1", image, Path(image), 8, 8, "<mask>?", ({"size": [8, 8], "counts": ""},), tuple(group)
+        )
+        for number, (image, group) in enumerate(zip(pictures, references, strict=True))
+    ]
+    given = [Prediction(question.id, text) for question, text in zip(questions, texts, strict=True)]
+    return Answers(questions, given, [float("nan")] * len(texts))
+
+
 @dataclass
 class FakeSession:
     describer: FakeDescriber
@@ -89,10 +109,19 @@ class FakeSession:
     height: int
     width: int
 
-    def ask(self, regions: Sequence[Any], question: str, *, batch_size: int, **options: Any) -> list[str]:
-        assert len(regions) <= batch_size
-        self.describer.asked.append((self.path.name, len(regions), question, options))
-        return [self.describer.answer(self.path.name, region["counts"]) for region in regions]
+    def ask_groups(
+        self, groups: Sequence[Sequence[Any]], questions: Sequence[str], *, batch_size: int, **options: Any
+    ) -> list[str]:
+        assert len(groups) <= batch_size
+        self.describer.asked.append((self.path.name, len(groups), questions[0], options))
+        return [self.describer.answer(self.path.name, regions[0]["counts"]) for regions in groups]
+
+    def score(self, texts: Sequence[str], regions: Sequence[Any], question: str, **options: Any) -> np.ndarray:
+        """0 for the text that it would answer, -1 for others; a region that it does not know has no such text."""
+        answers = [
+            self.describer.answer(self.path.name, region["counts"]) if "counts" in region else "" for region in regions
+        ]
+        return np.array([[0.0 if text == answer else -1.0 for text in texts] for answer in answers])
 
 
 @dataclass
@@ -103,7 +132,7 @@ class FakeDescriber:
     opened: list[str] = field(default_factory=list)
     asked: list[tuple[str, int, str, dict[str, Any]]] = field(default_factory=list)
 
-    def open(self, image: Path) -> FakeSession:
+    def open(self, image: Path, overview: str = "") -> FakeSession:
         self.opened.append(image.name)
         width, height = Image.open(image).size
         return FakeSession(self, image, height, width)

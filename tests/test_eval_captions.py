@@ -8,8 +8,10 @@ import pytest
 import eval.captions
 from eval.captions import bleu_measures, caption_measures, meteor_measure, ptb_tokens, word_tokens
 from eval.intervals import estimate
-from eval.metrics import Answers, score, summarise
+from eval.metrics import ScoringOptions, score, summarise
 from eval.tasks import TASKS
+
+from .eval_fakes import answers_to
 
 # The example in the README of nlg-eval (Maluuba) and the values that it documents for it.
 HYPOTHESES = [
@@ -52,8 +54,8 @@ def test_without_java_all_but_meteor_is_measured_and_the_report_says_so(monkeypa
     assert values_of(measures) == pytest.approx(without_meteor, abs=1e-6)
     assert "no Java" in tokenizer
 
-    answers = Answers(["a#1", "b#1"], HYPOTHESES, IMAGES, REFERENCES, [1.0, 2.0])
-    scoring = score(TASKS["region-caption"], answers, "clean")
+    answers = answers_to(HYPOTHESES, REFERENCES)
+    scoring = score(TASKS["region-caption"], answers, ScoringOptions("clean"))
     assert "default-jre-headless" in scoring.not_measured["METEOR"]
     assert scoring.notes["caption_tokenizer"] == tokenizer
     assert "METEOR" not in summarise(scoring, answers)
@@ -109,8 +111,8 @@ def test_words_without_java() -> None:
 
 
 def test_an_empty_caption_scores_nothing() -> None:
-    answers = Answers(["a#1", "b#1"], ["", HYPOTHESES[1]], IMAGES, REFERENCES, [1.0, 2.0])
-    scoring = score(TASKS["region-caption"], answers, "clean")
+    answers = answers_to(["", HYPOTHESES[1]], REFERENCES)
+    scoring = score(TASKS["region-caption"], answers, ScoringOptions("clean"))
     values = {measure.name: measure.values for measure in scoring.measures}
     assert values["METEOR"][0] == values["CIDEr"][0] == values["ROUGE_L"][0] == 0
     assert values["Bleu_4"][0] == pytest.approx(0)

@@ -14,6 +14,7 @@ import pytest
 from data_pipelines.synthetic import vocabulary
 from eval.__main__ import main
 from eval.evaluation import Settings, evaluate
+from eval.tasks import TASKS
 
 from .eval_fakes import Records, knowing, make_data
 
@@ -180,7 +181,9 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 def test_tasks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = command(capsys, "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["referring-classification", "region-caption"]
+    names, needs = out.splitlines()[::2], out.splitlines()[1::2]
+    assert [line.split()[0] for line in names] == list(TASKS)
+    assert [line.split()[0] for line in needs] == ["needs"] * len(TASKS)
 
 
 @pytest.mark.parametrize(

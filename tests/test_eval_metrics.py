@@ -11,21 +11,34 @@ from hypothesis import strategies as st
 
 from data_pipelines.synthetic import vocabulary
 from eval.intervals import Measure, estimate, mean_measure
-from eval.metrics import Answers, by_region_size, chance_of_random_names, exact_match, score, semantic_iou, summarise
+from eval.metrics import (
+    Answers,
+    ScoringOptions,
+    by_region_size,
+    chance_of_random_names,
+    exact_match,
+    score,
+    semantic_iou,
+    summarise,
+)
+from eval.predictions import Prediction
 from eval.profiles import PROFILES
+from eval.questions import Question
 from eval.tasks import TASKS
 
 CLASSIFICATION = TASKS["referring-classification"]
 
 
 def answers_of(predictions: list[str], references: list[str], cells: list[float] | None = None) -> Answers:
-    return Answers(
-        ids=[f"fake:{number}#1" for number in range(len(predictions))],
-        predictions=predictions,
-        images=[f"{number}.png" for number in range(len(predictions))],
-        references=[(reference,) for reference in references],
-        region_cells=cells or [float("nan")] * len(predictions),
-    )
+    questions = [
+        asked(f"fake:{number}#1", f"{number}.png", (reference,)) for number, reference in enumerate(references)
+    ]
+    given = [Prediction(question.id, text) for question, text in zip(questions, predictions, strict=True)]
+    return Answers(questions, given, cells or [float("nan")] * len(predictions))
+
+
+def asked(question_id: str, image: str, references: tuple[str, ...]) -> Question:
+    return Question(question_id, image, Path(image), 8, 8, "<mask>?", ({"size": [8, 8], "counts": ""},), references)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +93,9 @@ def test_caption_answers_by_profile() -> None:
 
 def test_right_answers_of_parts_are_scored_half_by_osprey_only() -> None:
     answers = answers_of(["car:wheel"], ["car:wheel"])
-    values = {profile: summarise(score(CLASSIFICATION, answers, profile), answers) for profile in PROFILES}
+    values = {
+        profile: summarise(score(CLASSIFICATION, answers, ScoringOptions(profile)), answers) for profile in PROFILES
+    }
     assert {profile: table["semantic_iou"]["value"] for profile, table in values.items()} == {
         "osprey": 0.5,
         "pixelrefer": 1.0,
@@ -91,7 +106,7 @@ def test_right_answers_of_parts_are_scored_half_by_osprey_only() -> None:
 def test_perfect_answers_score_one_everywhere() -> None:
     names = [vocabulary.region_name(*triple) for triple in vocabulary.TRIPLES]
     answers = answers_of(names, names)
-    table = summarise(score(CLASSIFICATION, answers, "clean"), answers)
+    table = summarise(score(CLASSIFICATION, answers, ScoringOptions("clean")), answers)
     assert set(table) == {"semantic_iou", "exact_match", "texture", "colour", "shape", "all_attributes"}
     assert all(row["value"] == row["low"] == row["high"] == 1 for row in table.values())
     assert all(row["regions"] == row["images"] == 144 for row in table.values())
@@ -101,7 +116,7 @@ def test_answers_in_random_order_score_chance() -> None:
     names = [vocabulary.region_name(*triple) for triple in vocabulary.TRIPLES] * 20
     shuffled = list(np.random.default_rng(0).permutation(names))
     answers = answers_of(shuffled, names)
-    table = summarise(score(CLASSIFICATION, answers, "clean"), answers)
+    table = summarise(score(CLASSIFICATION, answers, ScoringOptions("clean")), answers)
     assert [round(table[name]["chance"], 4) for name in ("texture", "colour", "shape", "all_attributes")] == [
         0.3333,
         0.125,
@@ -118,23 +133,25 @@ def test_attributes_are_read_one_by_one() -> None:
         ["A striped RED ring.", "dotted blue star", "no idea", ""],
         ["striped red circle", "dotted blue star", "solid pink cross", "solid pink cross"],
     )
-    table = summarise(score(CLASSIFICATION, answers, "clean"), answers)
+    table = summarise(score(CLASSIFICATION, answers, ScoringOptions("clean")), answers)
     values = {name: table[name]["value"] for name in ("texture", "colour", "shape", "all_attributes")}
     assert values == {"texture": 0.5, "colour": 0.5, "shape": 0.25, "all_attributes": 0.25}
 
 
 def test_names_that_are_not_synthetic_have_no_attributes() -> None:
     answers = answers_of(["star", "striped red ring"], ["star", "striped red ring"])
-    table = summarise(score(CLASSIFICATION, answers, "clean"), answers)
+    table = summarise(score(CLASSIFICATION, answers, ScoringOptions("clean")), answers)
     assert table["semantic_iou"]["regions"] == 2
     assert table["colour"]["regions"] == 1
     photograph = answers_of(["orange"], ["orange"])
-    assert "colour" not in summarise(score(CLASSIFICATION, photograph, "clean"), photograph)
+    assert "colour" not in summarise(score(CLASSIFICATION, photograph, ScoringOptions("clean")), photograph)
 
 
 def test_the_best_of_several_references_counts() -> None:
-    answers = Answers(["a#1"], ["red ring"], ["a.png"], [("blue cross", "red ring", "red")], [1.0])
-    assert summarise(score(CLASSIFICATION, answers, "clean"), answers)["exact_match"]["value"] == 1
+    answers = Answers(
+        [asked("a#1", "a.png", ("blue cross", "red ring", "red"))], [Prediction("a#1", "red ring")], [1.0]
+    )
+    assert summarise(score(CLASSIFICATION, answers, ScoringOptions("clean")), answers)["exact_match"]["value"] == 1
 
 
 @given(st.lists(st.lists(st.sampled_from(["a b", "a c", "d", "b"]), min_size=1, max_size=2), min_size=1, max_size=6))
@@ -147,14 +164,14 @@ def test_chance_is_the_mean_over_all_pairs(references: list[list[str]]) -> None:
 
 def test_sizes_are_put_in_octaves_of_cells() -> None:
     answers = answers_of(["a", "a", "x", "a", "x"], ["a"] * 5, [0.2, 1.0, 1.9, 700.0, 5000.0])
-    rows = by_region_size(score(CLASSIFICATION, answers, "clean"), answers)["exact_match"]
+    rows = by_region_size(score(CLASSIFICATION, answers, ScoringOptions("clean")), answers)["exact_match"]
     found = [(row["from_cells"], row["to_cells"], row["value"], row["regions"]) for row in rows]
-    assert found == [(0, 1, 1.0, 1), (1, 2, 0.5, 2), (512, 1024, 1.0, 1), (1024, None, 0.0, 1)]
+    assert found == [(0, 1, 1.0, 1), (1, 4, 0.5, 2), (256, 1024, 1.0, 1), (1024, None, 0.0, 1)]
 
 
 def test_sizes_that_are_not_known_make_no_table() -> None:
     answers = answers_of(["a"], ["a"])
-    assert by_region_size(score(CLASSIFICATION, answers, "clean"), answers) == {}
+    assert by_region_size(score(CLASSIFICATION, answers, ScoringOptions("clean")), answers) == {}
 
 
 def test_interval_of_a_share_is_that_of_theory() -> None:
@@ -197,8 +214,8 @@ def test_a_formula_of_sums_is_not_a_mean_of_ratios() -> None:
 
 def test_without_answers_or_encoder_the_reason_is_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no answers"):
-        score(CLASSIFICATION, answers_of([], []), "clean")
+        score(CLASSIFICATION, answers_of([], []), ScoringOptions("clean"))
     one = answers_of(["a"], ["a"])
-    assert "--sentence-bert" in score(CLASSIFICATION, one, "clean").not_measured["semantic_similarity"]
+    assert "--sentence-bert" in score(CLASSIFICATION, one, ScoringOptions("clean")).not_measured["semantic_similarity"]
     with pytest.raises(ValueError, match=r"config\.json"):
-        score(CLASSIFICATION, one, "clean", tmp_path)
+        score(CLASSIFICATION, one, ScoringOptions(sentence_bert=tmp_path))

@@ -14,18 +14,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.asking import Asking
 from eval.predictions import PredictionLog, read_predictions
-from eval.questions import RegionQuestion, collect_questions, shuffled_regions
-from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, Asking, ask_all
+from eval.questions import Question, collect_questions, shuffled_regions
+from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, ask_all
 from eval.tasks import TASKS
 from osprey_tp.tiling import Tiling
 
 from .eval_fakes import HEIGHT, WIDTH, FakeDescriber, Record, Records, Region, Turn, knowing, make_data, square
 
 CLASSIFICATION, CAPTION = TASKS["referring-classification"], TASKS["region-caption"]
-ASKING = Asking("What is <mask>?", batch_size=4, max_new_tokens=9)
+ASKING = Asking(batch_size=4, max_new_tokens=9)
 NAMES = [["red", "green", "blue"], ["red"], ["blue", "green", "yellow", "red", "red", "blue"]]
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def ask_classification(records: Records, describer: FakeDescriber, out: Path, asking: Asking, **options: bool) -> None:
+    ask_all(CLASSIFICATION, collect_questions(CLASSIFICATION, records), describer, out, asking, **options)
 
 
 def ids_in(path: Path) -> list[str]:
@@ -35,7 +40,7 @@ def ids_in(path: Path) -> list[str]:
 def test_every_region_is_asked_once_in_batches_and_each_picture_opened_once(tmp_path: Path) -> None:
     records = make_data(tmp_path / "data", NAMES)
     describer = knowing(records)
-    ask_all(collect_questions(CLASSIFICATION, records), describer, tmp_path, ASKING, progress=False)
+    ask_classification(records, describer, tmp_path, ASKING, progress=False)
     found = read_predictions(tmp_path / PREDICTIONS_FILE)
     assert [(item.id, item.prediction) for item in found] == [
         (f"fake:{picture}#{region + 1}", name)
@@ -51,7 +56,7 @@ def test_every_region_is_asked_once_in_batches_and_each_picture_opened_once(tmp_
         ("2.png", 2),
     ]
     options = {"max_new_tokens": 9, "do_sample": False, "num_beams": 1}
-    assert all(call[2:] == ("What is <mask>?", options) for call in describer.asked)
+    assert all(call[2:] == (CLASSIFICATION.question, options) for call in describer.asked)
 
 
 def test_regions_of_records_that_share_a_picture_are_asked_together(tmp_path: Path) -> None:
@@ -59,7 +64,7 @@ def test_regions_of_records_that_share_a_picture_are_asked_together(tmp_path: Pa
     first = records.records[0]
     records.records.append(Record("again", first.image, HEIGHT, WIDTH, (first.regions[1],)))
     describer = knowing(records)
-    ask_all(collect_questions(CLASSIFICATION, records), describer, tmp_path, ASKING, progress=False)
+    ask_classification(records, describer, tmp_path, ASKING, progress=False)
     assert ids_in(tmp_path / PREDICTIONS_FILE) == ["fake:0#1", "fake:0#2", "again#1", "fake:1#1"]
     assert describer.opened == ["0.png", "1.png"]
 
@@ -70,8 +75,8 @@ def test_sizes_are_in_shares_of_the_picture_and_in_cells(tmp_path: Path) -> None
     tiling = Tiling(tile_size=64, patch_size=8, scale_factor=2, max_tiles=9)
     plan = tiling.plan(HEIGHT, WIDTH)
     pixels = 144 * (plan.resized_height / HEIGHT) * (plan.resized_width / WIDTH)
-    asking = Asking("<mask>?", 4, 9, tiling)
-    ask_all([question], knowing(records), tmp_path, asking, progress=False)
+    asking = Asking(4, 9, tiling)
+    ask_all(CLASSIFICATION, [question], knowing(records), tmp_path, asking, progress=False)
     found = read_predictions(tmp_path / PREDICTIONS_FILE)[0]
     assert found.area_share == pytest.approx(144 / (HEIGHT * WIDTH))
     assert found.region_cells == pytest.approx(pixels / 64)
@@ -94,19 +99,21 @@ def test_a_run_that_broke_off_goes_on_without_asking_again(tmp_path: Path) -> No
         return right(image, counts)
 
     with pytest.raises(Interrupted):
-        ask_all(questions, FakeDescriber(breaks_at_six), tmp_path, ASKING, shuffle_seed=1, progress=False)
+        ask_all(
+            CLASSIFICATION, questions, FakeDescriber(breaks_at_six), tmp_path, ASKING, shuffle_seed=1, progress=False
+        )
     before = ids_in(whole) + ids_in(control)
     assert 0 < len(before) <= 6
     with whole.open("ab") as file:
         file.write(b'{"id": "fake:2#1", "predic')
     describer = knowing(records)
-    ask_all(questions, describer, tmp_path, ASKING, shuffle_seed=1, progress=False)
+    ask_all(CLASSIFICATION, questions, describer, tmp_path, ASKING, shuffle_seed=1, progress=False)
     assert sorted(ids_in(whole)) == sorted(question.id for question in questions)
     assert sorted(ids_in(control)) == sorted(question.id for question in questions if question.image != "1.png")
     assert sum(size for _, size, _, _ in describer.asked) == len(questions) * 2 - 1 - len(before)
 
     idle = knowing(records)
-    ask_all(questions, idle, tmp_path, ASKING, shuffle_seed=1, progress=False)
+    ask_all(CLASSIFICATION, questions, idle, tmp_path, ASKING, shuffle_seed=1, progress=False)
     assert idle.opened == []
 
 
@@ -114,7 +121,8 @@ KILLED_RUN = """
 import sys, time
 from pathlib import Path
 from eval.questions import collect_questions
-from eval.runner import Asking, ask_all
+from eval.asking import Asking
+from eval.runner import ask_all
 from eval.tasks import TASKS
 from tests.eval_fakes import FakeDescriber, make_data
 folder = Path(sys.argv[1])
@@ -122,8 +130,9 @@ records = make_data(folder / "data", [["red", "green", "blue"]] * 200)
 def answer(image, counts):
     time.sleep(0.002)
     return "x" * 3000
-ask_all(collect_questions(TASKS["referring-classification"], records), FakeDescriber(answer), folder,
-        Asking("<mask>", 2, 9), progress=False)
+task = TASKS["referring-classification"]
+ask_all(task, collect_questions(task, records), FakeDescriber(answer), folder,
+        Asking(2, 9), progress=False)
 """
 
 
@@ -151,8 +160,8 @@ def test_the_control_shows_another_region_for_every_question(tmp_path: Path) -> 
     records = make_data(tmp_path / "data", NAMES)
     questions = collect_questions(CLASSIFICATION, records)
     describer = knowing(records)
-    ask_all(questions, describer, tmp_path, ASKING, shuffle_seed=5, progress=False)
-    masks = {question.id: question.segmentation["counts"] for question in questions}
+    ask_all(CLASSIFICATION, questions, describer, tmp_path, ASKING, shuffle_seed=5, progress=False)
+    masks = {question.id: question.regions[0]["counts"] for question in questions}
     names = {question.id: question.references[0] for question in questions}
     control = read_predictions(tmp_path / CONTROL_FILE)
     assert len(control) == 9
@@ -164,8 +173,10 @@ def test_the_control_shows_another_region_for_every_question(tmp_path: Path) -> 
     assert describer.opened == ["0.png", "1.png", "2.png"]
 
 
-def question_with(number: int, counts: str) -> RegionQuestion:
-    return RegionQuestion(f"r#{number}", "a.png", Path("a.png"), 4, 4, {"size": [4, 4], "counts": counts}, ("x",))
+def question_with(number: int, counts: str) -> Question:
+    return Question(
+        f"r#{number}", "a.png", Path("a.png"), 4, 4, "<mask>?", ({"size": [4, 4], "counts": counts},), ("x",)
+    )
 
 
 @settings(deadline=None)
@@ -176,7 +187,7 @@ def test_shuffling_is_a_derangement_of_the_different_masks(counts: list[str], se
     if len(set(counts)) < 2:
         assert shown == {}
         return
-    pairs = {(question.segmentation["counts"], shown[question.id].segmentation["counts"]) for question in questions}
+    pairs = {(question.regions[0]["counts"], shown[question.id].regions[0]["counts"]) for question in questions}
     assert len(pairs) == len(set(counts))
     assert {replacement for _, replacement in pairs} == set(counts)
     assert all(own != replacement for own, replacement in pairs)
@@ -193,8 +204,15 @@ def test_a_picture_of_another_size_than_its_record_stops_the_run_and_keeps_what_
     records = make_data(tmp_path / "data", [["red"], ["green"]])
     record = records.records[1]
     records.records[1] = Record(record.id, record.image, HEIGHT + 1, WIDTH, record.regions)
-    with pytest.raises(ValueError, match=r"1\.png is 48x64 pixels, its record says 49x64 \(region fake:1#1\)"):
-        ask_all(collect_questions(CLASSIFICATION, records), knowing(records), tmp_path, ASKING, progress=False)
+    with pytest.raises(ValueError, match=r"1\.png is 48x64 pixels, its record says 49x64 \(question fake:1#1\)"):
+        ask_all(
+            CLASSIFICATION,
+            collect_questions(CLASSIFICATION, records),
+            knowing(records),
+            tmp_path,
+            ASKING,
+            progress=False,
+        )
     assert ids_in(tmp_path / PREDICTIONS_FILE) == ["fake:0#1"]
 
 
@@ -229,8 +247,10 @@ def test_data_that_cannot_be_asked_about_are_refused(tmp_path: Path) -> None:
 def test_a_limit_takes_the_first_regions_and_shuffles_as_without_it(tmp_path: Path) -> None:
     records = make_data(tmp_path / "data", [["red", "green", "blue", "yellow"], ["red"]])
     questions = collect_questions(CLASSIFICATION, records)
-    ask_all(questions, knowing(records), tmp_path / "few", ASKING, limit=2, shuffle_seed=1, progress=False)
-    ask_all(questions, knowing(records), tmp_path / "all", ASKING, shuffle_seed=1, progress=False)
+    ask_all(
+        CLASSIFICATION, questions, knowing(records), tmp_path / "few", ASKING, limit=2, shuffle_seed=1, progress=False
+    )
+    ask_all(CLASSIFICATION, questions, knowing(records), tmp_path / "all", ASKING, shuffle_seed=1, progress=False)
     assert ids_in(tmp_path / "few" / PREDICTIONS_FILE) == ["fake:0#1", "fake:0#2"]
     whole = {item.id: item for item in read_predictions(tmp_path / "all" / CONTROL_FILE)}
     few = read_predictions(tmp_path / "few" / CONTROL_FILE)
@@ -239,7 +259,9 @@ def test_a_limit_takes_the_first_regions_and_shuffles_as_without_it(tmp_path: Pa
 
 def test_lines_of_predictions_are_plain_json(tmp_path: Path) -> None:
     records = make_data(tmp_path / "data", [["red"]])
-    ask_all(collect_questions(CLASSIFICATION, records), knowing(records), tmp_path, ASKING, progress=False)
+    ask_all(
+        CLASSIFICATION, collect_questions(CLASSIFICATION, records), knowing(records), tmp_path, ASKING, progress=False
+    )
     line = json.loads((tmp_path / PREDICTIONS_FILE).read_text())
     assert line["id"] == "fake:0#1"
     assert set(line) >= {"question", "prediction", "references", "area_share", "region_cells", "image"}

@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
-from eval.metrics import Answers, score, summarise
+from eval.metrics import ScoringOptions, score, summarise
 from eval.sentence_bert import SentenceBert
 from eval.tasks import TASKS
+
+from .eval_fakes import answers_to
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "blue", "ring", "star", "a", "the"]
 
@@ -48,8 +50,8 @@ def test_equal_texts_have_similarity_one_and_the_best_reference_counts(encoder_f
     embeddings = encoder.encode(["blue star", "red ring"])
     np.testing.assert_allclose(found, [1.0, embeddings[0] @ embeddings[1]], atol=1e-6)
 
-    scored = Answers(["a#1", "b#1"], answers, ["a.png", "b.png"], references, [1.0, 1.0])
-    scoring = score(TASKS["referring-classification"], scored, "clean", encoder_folder)
+    scored = answers_to(answers, references)
+    scoring = score(TASKS["referring-classification"], scored, ScoringOptions("clean", encoder_folder))
     assert summarise(scoring, scored)["semantic_similarity"]["value"] == pytest.approx(found.mean(), abs=1e-6)
     assert scoring.notes["sentence_bert"] == encoder.checksum
 

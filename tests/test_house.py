@@ -35,6 +35,7 @@ COMMANDS = (
     "scripts.merge",
     "scripts.export_parts",
     "scripts.benchmark",
+    "scripts.benchmark eval",
     "scripts.benchmark prepare",
     "scripts.benchmark sample",
     "scripts.benchmark train-step",

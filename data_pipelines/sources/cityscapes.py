@@ -119,7 +119,11 @@ class InstanceIdReader(SegmentReader):
         self._last: tuple[Any, tuple[int, int], Mapping[int, Rle]] | None = None
 
     def stage(self, staging: StagingWriter) -> None:
-        categories = [{"id": number, "name": label.name, "isthing": label.is_thing} for number, label in LABELS.items()]
+        categories = [
+            {"id": number, "name": label.name, "isthing": label.is_thing}
+            for number, label in LABELS.items()
+            if label.evaluated
+        ]
         staging.set_context("categories", categories)
         splits = SPLITS if self.options.split is None else (self.options.split,)
         paths = [path for split in splits for path in sorted((self._folder / split).glob(f"*/*{_INSTANCE_IDS}"))]

@@ -173,21 +173,21 @@ def _dataset(folder: Path) -> ConversationDataset:
     from data_pipelines.writing import RecordWriter
     from osprey_tp.masks import to_rle
 
-    _write_picture(folder / "picture.jpg")
+    write_picture(folder / "picture.jpg")
     regions = tuple(
-        Region(to_rle(mask, HEIGHT, WIDTH), NAMES[number % len(NAMES)]) for number, mask in enumerate(_masks())
+        Region(to_rle(mask, HEIGHT, WIDTH), NAMES[number % len(NAMES)]) for number, mask in enumerate(blobs())
     )
     with RecordWriter(folder / "records", source="coco", image_root=folder) as writer:
         writer.add(RegionRecord("coco:1", "coco", "picture.jpg", HEIGHT, WIDTH, regions))
     return ConversationDataset([folder / "records"])
 
 
-def _write_picture(path: Path) -> None:
+def write_picture(path: Path, seed: int = 0) -> None:
     """A JPEG with as much detail as a photograph's: noise whose amplitude falls with its frequency."""
     import numpy as np
     from PIL import Image
 
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None, :])
     frequency[0, 0] = frequency[0, 1]
     channels = [np.fft.irfft2(np.fft.rfft2(generator.normal(size=(HEIGHT, WIDTH))) / frequency) for _ in range(3)]
@@ -196,7 +196,7 @@ def _write_picture(path: Path) -> None:
     Image.fromarray(np.clip(128 + 50 * pixels, 0, 255).astype(np.uint8)).save(path, quality=JPEG_QUALITY)
 
 
-def _masks() -> list[np.ndarray]:
+def blobs() -> list[np.ndarray]:
     """Wavy blobs of 1 to 20 percent of the picture, in boolean arrays (HEIGHT, WIDTH)."""
     import numpy as np
 
