@@ -245,6 +245,8 @@ def _evaluate_all(options: argparse.Namespace, team: Team) -> int:
             if outcome.metrics is not None:
                 headline = outcome.metrics["headline"]
                 told = f"{label_of(headline)} {percent_with_interval(outcome.metrics['metrics'].get(headline))}"
+                if headline in outcome.metrics["not_measured"]:
+                    told += f" not measured: {outcome.metrics['not_measured'][headline]}"
             sys.stdout.write(f"{outcome.task:<26}{outcome.data:<20}{outcome.state:<10}{told}\n")
         sys.stdout.write(f"report: {options.out / ALL_PAGE}\n")
     if failed:

@@ -26,7 +26,7 @@ def overview_page(found: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         KeyFigure("Evaluations", f"{states.count('done'):,}", _counted(states)),
         KeyFigure("Regions asked", f"{regions:,}"),
     ]
-    figures += [_headline(outcome) for outcome in outcomes if outcome.metrics][:6]
+    figures += [figure for outcome in outcomes if (figure := _headline(outcome)) is not None][:6]
     sections: list[Section] = [KeyFigures(figures), _states(outcomes)]
     for name in dict.fromkeys(outcome.task for outcome in outcomes if outcome.metrics):
         rows = [row for row in found["rows"] if row["task"] == name]
@@ -38,12 +38,15 @@ def _counted(states: Sequence[str]) -> str:
     return ", ".join(f"{states.count(state):,} {state}" for state in ("failed", "left out") if state in states)
 
 
-def _headline(outcome: Outcome) -> KeyFigure:
-    assert outcome.metrics is not None
+def _headline(outcome: Outcome) -> KeyFigure | None:
+    """The score by which the task is known; None where it was not measured."""
+    if outcome.metrics is None:
+        return None
     name = outcome.metrics["headline"]
     row = outcome.metrics["metrics"].get(name)
-    value = NOTHING if row is None else percent(row["value"])
-    return KeyFigure(label_of(name), value, f"{outcome.task}\n{outcome.data}")
+    if row is None:
+        return None
+    return KeyFigure(label_of(name), percent(row["value"]), f"{outcome.task}\n{outcome.data}")
 
 
 def _states(outcomes: Sequence[Outcome]) -> Table:

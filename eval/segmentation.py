@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MOST_PROPOSALS = 300
 SENTENCE = "There is a {} in the scene."
-MEASURES = ("PQ", "SQ", "RQ", "AP", "mIoU")
+MEASURES = ("class_accuracy", "PQ", "SQ", "RQ", "AP", "mIoU")
 NO_CLASSES = "no SentenceBERT folder given (--sentence-bert DIR), nor candidates to rank (--candidates names)"
 
 

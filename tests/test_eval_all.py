@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +34,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(folders: Path, out: Path, *data: Path) -> int:
-    paths = ["--model", folders / "model", "--data", *data, "--out", out]
+def run(folders: Path, out: Path, *data: Path, more: Sequence[object] = ()) -> int:
+    paths = ["--model", folders / "model", "--data", *data, "--out", out, *more]
     return main(["all", *map(str, paths), "--max-new-tokens", "4", "--limit", "5"])
 
 
@@ -65,7 +66,22 @@ def test_every_task_that_the_data_allow_is_run_and_failures_keep_the_rest(
     page = (tmp_path / "out" / "all.html").read_text()
     assert "holds no manifest.json" in page
     assert "Region caption" in page
-    assert run(folders, tmp_path / "out2", folders / "refcoco") == 0
+
+
+def test_options_go_to_the_tasks_that_take_them(folders: Path, tmp_path: Path) -> None:
+    options = ["--candidates", "names", "--objects", folders / "synthetic", "--shuffle-regions", 0, "--sample"]
+    assert run(folders, tmp_path, folders / "refcoco", more=options) == 0
+    found = {path.parent.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/*/metrics.json")}
+    assert {task: metrics["headline"] for task, metrics in found.items()} == {
+        "referring-classification": "top_1",
+        "open-vocab-segmentation": "top_1",
+        "region-caption": "CIDEr",
+        "grounding": "mIoU",
+    }
+    assert {task for task, metrics in found.items() if "control" not in metrics} == {"grounding"}
+    assert {task for task, metrics in found.items() if metrics["decoding"]["do_sample"]} == {"region-caption"}
+    assert found["grounding"]["options"]["candidates"] == "objects of synthetic"
+    assert found["region-caption"]["options"] == {}
 
 
 def test_a_task_that_lacks_something_is_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

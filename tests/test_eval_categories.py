@@ -11,10 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 from eval.__main__ import main
 from eval.captions import ptb_tokens
-from eval.categories import SHOWN, most_frequent, worst
+from eval.categories import SHOWN, by_category, most_frequent, worst
 from eval.evaluation import Settings, evaluate
+from eval.intervals import Measure, mean_measure
+from eval.metrics import Scoring
 
-from .eval_fakes import knowing, make_data
+from .eval_fakes import answers_to, knowing, make_data
 from .tiny_models import save_tiny_model
 
 
@@ -42,6 +44,15 @@ def test_categories_come_with_counts_and_the_most_frequent_first(tmp_path: Path)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Most frequent categories" in page
     assert "Categories with the lowest scores" not in page  # all are in the first table
+
+
+def test_scores_over_all_classes_are_none_of_one_category() -> None:
+    answers = answers_to(["red", "blue"], [("red",), ("blue",)])
+    named = replace(answers, questions=[replace(item, category=item.references[0]) for item in answers.questions])
+    mean = mean_measure("top_1", [1.0, 0.0])
+    scoring = Scoring([mean, replace(mean, name="PQ", over_classes=True), Measure.whole("AP", 0.5, mean.values)])
+    rows = by_category(scoring, named, "top_1")
+    assert {row["category"]: row["scores"] for row in rows} == {"blue": {"top_1": 0.0}, "red": {"top_1": 1.0}}
 
 
 def test_one_category_is_no_table(tmp_path: Path) -> None:
@@ -82,7 +93,7 @@ def test_empty_answers_of_a_file_are_scored_and_refused(tmp_path: Path, capsys: 
     lines = [{"id": "fake:0#1", "prediction": "red"}, {"id": "fake:1#1", "prediction": " "}]
     file.write_text("\n".join(map(json.dumps, lines)))
     settings = replace(settings_for(tmp_path), model=None, predictions=file)
-    with pytest.raises(ValueError, match=r"has 1 empty answers among 2, the first fake:1#1; the scores in .*out count"):
+    with pytest.raises(ValueError, match=r"has 1 empty answers among 2, the first fake:1#1; they are scored as they are in"):
         evaluate(settings, records=records, progress=False)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["metrics"]["exact_match"]["value"] == 0.5

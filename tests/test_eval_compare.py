@@ -12,7 +12,7 @@ import pytest
 from eval.__main__ import main
 from eval.comparison import differing
 from eval.evaluation import Settings, evaluate
-from eval.intervals import RESAMPLES, SEED, estimate_difference, mean_measure
+from eval.intervals import RESAMPLES, SEED, Measure, estimate_difference, mean_measure
 
 from .eval_fakes import Records, knowing, make_data
 
@@ -45,6 +45,13 @@ def test_a_difference_needs_answers_on_both_sides_and_two_pictures() -> None:
     left_out = estimate_difference(mean_measure("m", [1.0, np.nan]), one, ["a", "b"])
     assert left_out is not None
     assert (left_out.before, left_out.after) == (1.0, 0.5)
+
+
+def test_a_difference_of_scores_that_are_no_formula_has_no_interval() -> None:
+    before, after = (Measure.whole("AP", value, np.ones(3)) for value in (0.25, 0.5))
+    found = estimate_difference(before, after, ["a", "b", "c"])
+    assert found is not None
+    assert (found.difference, found.low, found.high) == (0.25, None, None)
 
 
 def test_settings_that_differ_are_named_part_by_part() -> None:

@@ -244,7 +244,7 @@ def test_perfect_answers_score_one(data: Records, encoder: Path) -> None:
 
 def test_without_an_encoder_nothing_stands_in_for_it(data: Records) -> None:
     metrics = evaluate(run_of(data), records=data, describer=naming(data), progress=False)
-    assert set(metrics["not_measured"]) == {"PQ", "SQ", "RQ", "AP", "mIoU"}
+    assert set(metrics["not_measured"]) == {"class_accuracy", "PQ", "SQ", "RQ", "AP", "mIoU"}
     assert "--sentence-bert" in metrics["not_measured"]["PQ"]
     assert set(metrics["metrics"]) == {"semantic_iou", "exact_match"}
     assert "not measured" in (data.root.parent / "out" / "report.html").read_text()
