@@ -205,8 +205,8 @@ def one_line(error: BaseException) -> str:
 def _write(settings: Settings, outcomes: Sequence[Outcome], team: Team) -> None:
     if not team.first:
         return
-    from osprey_tp.files import write_text
     from eval.everything_report import overview_page
+    from osprey_tp.files import write_text
 
     assert settings.model is not None
     found = {
