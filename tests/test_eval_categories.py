@@ -93,7 +93,9 @@ def test_empty_answers_of_a_file_are_scored_and_refused(tmp_path: Path, capsys: 
     lines = [{"id": "fake:0#1", "prediction": "red"}, {"id": "fake:1#1", "prediction": " "}]
     file.write_text("\n".join(map(json.dumps, lines)))
     settings = replace(settings_for(tmp_path), model=None, predictions=file)
-    with pytest.raises(ValueError, match=r"has 1 empty answers among 2, the first fake:1#1; they are scored as they"):
+    with pytest.raises(
+        ValueError, match=r"has 1 empty answers among 2, the first fake:1#1; they are scored as they are"
+    ):
         evaluate(settings, records=records, progress=False)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["metrics"]["exact_match"]["value"] == 0.5
