@@ -26,12 +26,13 @@ from transformers.cache_utils import DynamicLayer
 
 from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
 from osprey_tp.processing import IGNORED_LABEL, OspreyTPProcessor
+from osprey_tp.shared_attention import SHARED_ATTENTION
 from osprey_tp.tiling import TilePlan
 
 MOST_TOKENS = 1024
 """Tokens of a part; longer trees are cut, and each part repeats the trunk."""
 
-_MASKED_ATTENTION = ("eager", "sdpa")
+_MASKED_ATTENTION = ("eager", "sdpa", SHARED_ATTENTION)
 
 
 @dataclass(frozen=True)

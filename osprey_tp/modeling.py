@@ -270,7 +270,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
             decoding = features is None and past_key_values is not None and past_key_values.get_seq_length() > 0
             assert input_ids is not None
             inputs_embeds = (
-                self._embed_generated(input_ids) if decoding else self.embed_prompt(input_ids, features, unused)
+                self.embed_generated(input_ids) if decoding else self.embed_prompt(input_ids, features, unused)
             )
         return self.language_model(
             inputs_embeds=inputs_embeds,
@@ -281,8 +281,8 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
             **kwargs,
         )
 
-    def _embed_generated(self, input_ids: Tensor) -> Tensor:
-        """Embed tokens that the model itself produced: a placeholder among them is a word like any other."""
+    def embed_generated(self, input_ids: Tensor) -> Tensor:
+        """Embed tokens (B, n) that the model itself produced: a placeholder among them is a word like any other."""
         rows = self.config.text_config.vocab_size
         return self.get_input_embeddings()(input_ids.masked_fill(input_ids >= rows, 0))
 

@@ -307,8 +307,12 @@ class OspreyTPProcessor(ProcessorMixin):
 
     def decode_answers(self, generated: torch.Tensor, prompt_length: int) -> list[str]:
         """Texts of what `generate` returned (B, prompt + answer), without the prompt and special tokens."""
-        answers = self.tokenizer.batch_decode(generated[:, prompt_length:], skip_special_tokens=True)
-        return [answer.strip() for answer in answers]
+        return [self.decode_answer(row) for row in generated[:, prompt_length:].tolist()]
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, without special ones."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
 
     @property
     def model_input_names(self) -> list[str]:

@@ -16,23 +16,22 @@ between the two.
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import AutoProcessor, BatchFeature, DynamicCache
+from transformers import AutoProcessor
 
-from osprey_tp.answer_tree import AnswerTree, answer_tree, can_pack, packed_log_likelihoods
+from osprey_tp.answer_tree import AnswerTree, answer_tree
+from osprey_tp.encoded_picture import EncodedPicture
 from osprey_tp.images import load_image
 from osprey_tp.model_folder import require_merged
-from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
-from osprey_tp.processing import IGNORED_LABEL, OspreyTPProcessor
+from osprey_tp.modeling import OspreyTPForConditionalGeneration
+from osprey_tp.processing import OspreyTPProcessor
 from osprey_tp.prompts import (
     CATEGORY_QUESTION,
     OVERVIEW,
@@ -41,6 +40,7 @@ from osprey_tp.prompts import (
     region_name,
     require_one_region,
 )
+from osprey_tp.shared_prefix import use_shared_attention
 from osprey_tp.streaming import stream_answer
 
 DEFAULT_NEW_TOKENS = 64
@@ -64,6 +64,7 @@ class RegionDescriber:
         self.model = model.eval()
         self.processor = processor
         self.answer_tree = lru_cache(maxsize=32)(partial(answer_tree, processor))
+        self.shares_prefix = use_shared_attention(model)
 
     @classmethod
     def from_pretrained(
@@ -116,19 +117,12 @@ class ImageSession:
         region_names: Names of the regions that the chat knows, in order.
     """
 
-    @torch.no_grad()
     def __init__(self, describer: RegionDescriber, image: Any, overview: str = OVERVIEW) -> None:
         self._describer, self._model, self._processor = describer, describer.model, describer.processor
         self._overview = overview
         self.image = load_image(image)
         self.width, self.height = self.image.size
-        self._plan = self._processor.image_processor.tiling.plan(self.height, self.width)
-        pictures = self._processor.image_processor.preprocess([self.image], return_tensors="pt")
-        self._tile_grids = pictures["tile_grids"]
-        self._cells = self._model.model.encode_tiles(pictures["pixel_values"].to(self._model.device))
-        self._visual_tokens = self._model.model.visual_tokens(self._cells, self._tile_grids)
-        self._prefix_ids: list[int] = []
-        self._prefix_cache: DynamicCache | None = None
+        self._picture = EncodedPicture(self._model, self._processor, self.image, describer.shares_prefix)
         self._chat_regions: list[Any] = []
         self.turns: list[tuple[str, str]] = []
 
@@ -201,7 +195,7 @@ class ImageSession:
         answers: list[str] = []
         for first in range(0, len(conversations), batch_size):
             batch = conversations[first : first + batch_size]
-            answers += self._generate(batch, max_new_tokens=max_new_tokens, **generate_options)
+            answers += self._picture.answers(batch, max_new_tokens=max_new_tokens, **generate_options)
         return answers
 
     def stream(
@@ -217,7 +211,7 @@ class ImageSession:
         Closing the iterator ends the generation. Raises as `ask`, before the first piece.
         """
         conversation = self._conversation(list(regions), self._check_together(regions, question))
-        inputs = self._generation_inputs([conversation], {"max_new_tokens": max_new_tokens} | generate_options)
+        inputs = self._picture.generation_inputs([conversation], {"max_new_tokens": max_new_tokens} | generate_options)
         return stream_answer(self._model, self._processor.tokenizer, inputs)
 
     def chat(
@@ -248,8 +242,8 @@ class ImageSession:
         turns = [*self.turns, ("user", message)]
         known = [*self._chat_regions, *regions]
         messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
-        messages[0] = self._opening(known, turns[0][1])
-        answer = self._generate([messages], max_new_tokens=max_new_tokens, **generate_options)[0]
+        messages[:1] = self._conversation(known, turns[0][1])
+        answer = self._picture.answers([messages], max_new_tokens=max_new_tokens, **generate_options)[0]
         self.turns, self._chat_regions = [*turns, ("assistant", answer)], known
         return answer
 
@@ -257,7 +251,6 @@ class ImageSession:
         """Forget turns and regions of the chat; the encoded picture stays."""
         self.turns, self._chat_regions = [], []
 
-    @torch.no_grad()
     def score(
         self,
         texts: Sequence[str],
@@ -286,13 +279,12 @@ class ImageSession:
         if not regions or not texts:
             return np.zeros((len(regions), len(texts)))
         tree: AnswerTree = self._describer.answer_tree(self._overview, question, tuple(texts))
-        if can_pack(self._model, self._prefix()):
-            coverage = self._processor.image_processor.cover_regions([list(regions)], [self._plan])
-            tokens = self._features(coverage)["image"].region_tokens
-            assert tokens is not None
-            scores = packed_log_likelihoods(self._model, self._prefix(), tree, tokens)
-        else:
-            scores = self._paired_log_likelihoods(regions, question, texts, batch_size)
+        conversations = [
+            [*self._conversation([region], question), {"role": "assistant", "content": text}]
+            for region in regions
+            for text in texts
+        ]
+        scores = self._picture.log_likelihoods(tree, list(regions), conversations, batch_size)
         return scores / tree.lengths if per_token else scores
 
     def _pair(
@@ -326,128 +318,6 @@ class ImageSession:
             names = ", ".join(region_name(index) for index in range(known)) or "none"
             raise ValueError(f"the message names {unknown[0]}, but the regions of this chat are: {names}")
 
-    def _opening(self, regions: list[Any], question: str) -> dict[str, Any]:
-        """The first user message: the picture with the regions of the whole conversation, and the question."""
-        picture = {"type": "image", "image": self._plan, "regions": regions}
-        return {"role": "user", "content": [picture, {"type": "text", "text": self._overview + question}]}
-
     def _conversation(self, regions: list[Any], question: str) -> list[dict[str, Any]]:
-        return [self._opening(regions, question)]
-
-    def _suffixes(self, batch: BatchFeature) -> list[Tensor]:
-        """Cut every prompt after its last visual token; the first time, let the language model read what is before."""
-        ids, kept = batch["input_ids"], batch["attention_mask"].bool()
-        rows = [row[mask] for row, mask in zip(ids, kept, strict=True)]
-        ends = [int((row == self._processor.image_token_id).nonzero()[-1]) + 1 for row in rows]
-        if self._prefix_cache is None:
-            self._read_prefix(rows[0][: ends[0]])
-        return [row[end:] for row, end in zip(rows, ends, strict=True)]
-
-    @torch.no_grad()
-    def _read_prefix(self, ids: Tensor) -> None:
-        cache = DynamicCache(config=self._model.config.text_config)
-        self._model.model(
-            input_ids=ids[None].to(self._model.device),
-            past_key_values=cache,
-            use_cache=True,
-            mm_encoder_outputs={"image": OspreyTPFeatures(pooler_output=self._visual_tokens)},
-        )
-        self._prefix_ids, self._prefix_cache = ids.tolist(), cache
-
-    def _prefix(self) -> DynamicCache:
-        """The cache of the shared prefix, read if it was not yet."""
-        if self._prefix_cache is None:
-            self._suffixes(self._processor.prepare([self._conversation([], "?")], add_generation_prompt=True))
-        assert self._prefix_cache is not None
-        return self._prefix_cache
-
-    def _prefix_copies(self, count: int) -> DynamicCache:
-        cache = copy.deepcopy(self._prefix())
-        cache.batch_repeat_interleave(count)
-        return cache
-
-    def _features(self, batch: Mapping[str, Tensor]) -> dict[str, OspreyTPFeatures]:
-        """Region tokens of a batch of suffixes; the picture itself is in the prefix."""
-        tokens = None
-        coverage = batch["region_coverage"].to(self._model.device)
-        if len(coverage):
-            picture = torch.zeros(len(coverage), dtype=torch.long, device=coverage.device)
-            shapes = batch.get("region_shapes")
-            tokens = self._model.model.region_tokens(
-                self._cells, self._tile_grids, coverage, picture, None if shapes is None else shapes.to(coverage.device)
-            )
-        return {"image": OspreyTPFeatures(pooler_output=[], region_tokens=tokens)}
-
-    def _join(self, suffixes: list[Tensor], padding_side: str) -> tuple[Tensor, Tensor]:
-        """input_ids and attention_mask (B, prefix + suffix), padded between the two or at the end."""
-        padding = self._processor.tokenizer.pad_token_id
-        padded = torch.nn.utils.rnn.pad_sequence(
-            suffixes, batch_first=True, padding_value=padding, padding_side=padding_side
-        )
-        kept = torch.nn.utils.rnn.pad_sequence(
-            [torch.ones_like(suffix) for suffix in suffixes], batch_first=True, padding_side=padding_side
-        )
-        prefix = torch.tensor(self._prefix_ids).expand(len(suffixes), -1)
-        input_ids = torch.cat([prefix, padded], dim=1)
-        attention_mask = torch.cat([torch.ones_like(prefix), kept], dim=1)
-        return input_ids.to(self._model.device), attention_mask.to(self._model.device)
-
-    @torch.no_grad()
-    def _generation_inputs(self, conversations: list[list[dict[str, Any]]], options: dict[str, Any]) -> dict[str, Any]:
-        if options.get("num_return_sequences", 1) != 1:
-            raise ValueError("a region gets one answer: num_return_sequences must be 1; ask several times to sample")
-        batch = self._processor.prepare(conversations, add_generation_prompt=True)
-        input_ids, attention_mask = self._join(self._suffixes(batch), padding_side="left")
-        tokenizer, generation = self._processor.tokenizer, self._model.generation_config
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "past_key_values": self._prefix_copies(len(conversations) * options.get("num_beams", 1)),
-            "mm_encoder_outputs": self._features(batch),
-            "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": generation.eos_token_id if generation.eos_token_id is not None else tokenizer.eos_token_id,
-            "do_sample": False,
-        } | options
-
-    def _generate(self, conversations: list[list[dict[str, Any]]], **options: Any) -> list[str]:
-        inputs = self._generation_inputs(conversations, options)
-        generated = self._model.generate(**inputs)
-        return self._processor.decode_answers(generated, inputs["input_ids"].shape[1])
-
-    def _paired_log_likelihoods(
-        self, regions: Sequence[Any], question: str, texts: Sequence[str], batch_size: int
-    ) -> np.ndarray:
-        """(regions, texts): every pair a batch row over a copy of the prefix, pairs of like length together."""
-        conversations = [
-            [*self._conversation([region], question), {"role": "assistant", "content": text}]
-            for region in regions
-            for text in texts
-        ]
-        order = sorted(range(len(conversations)), key=lambda pair: len(texts[pair % len(texts)]))
-        scores = np.zeros(len(conversations))
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            scores[batch] = self._log_likelihoods([conversations[pair] for pair in batch])
-        return scores.reshape(len(regions), len(texts))
-
-    def _log_likelihoods(self, conversations: list[list[dict[str, Any]]]) -> list[float]:
-        batch = self._processor.prepare(conversations, return_labels=True)
-        suffixes = self._suffixes(batch)
-        answers = [
-            labels[mask][-len(suffix) :]
-            for labels, mask, suffix in zip(batch["labels"], batch["attention_mask"].bool(), suffixes, strict=True)
-        ]
-        input_ids, attention_mask = self._join(suffixes, padding_side="right")
-        new = input_ids[:, len(self._prefix_ids) :]
-        logits = self._model(
-            input_ids=new,
-            attention_mask=attention_mask,
-            past_key_values=self._prefix_copies(len(conversations)),
-            mm_encoder_outputs=self._features(batch),
-            use_cache=True,
-        ).logits
-        labels = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=IGNORED_LABEL)
-        labels = labels.to(logits.device)[:, 1:]
-        log_probabilities = logits[:, :-1].double().log_softmax(-1)
-        chosen = log_probabilities.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-        return chosen.masked_fill(labels == IGNORED_LABEL, 0).sum(-1).tolist()
+        """The first user message: the picture with the regions of the whole conversation, and the question."""
+        return [self._picture.message(regions, self._overview + question)]

@@ -52,7 +52,7 @@ def test_packed_scores_are_those_of_pairs(tower: str, language: str, monkeypatch
     packed = session.score(TEXTS, masks, QUESTION)
     assert len(np.unique(packed.round(6))) > len(masks) * 4
     np.testing.assert_allclose(packed[:, 2], packed[:, 5])
-    monkeypatch.setattr("osprey_tp.sessions.can_pack", lambda *_: False)
+    monkeypatch.setattr("osprey_tp.encoded_picture.can_pack", lambda *_: False)
     np.testing.assert_allclose(describer.open(image).score(TEXTS, masks, QUESTION, batch_size=3), packed, rtol=1e-5)
     monkeypatch.undo()
     monkeypatch.setattr(module, "MOST_TOKENS", 70)

@@ -37,6 +37,7 @@ COMMANDS = (
     "scripts.benchmark",
     "scripts.benchmark eval",
     "scripts.benchmark prepare",
+    "scripts.benchmark regions",
     "scripts.benchmark sample",
     "scripts.benchmark train-step",
     "scripts.quickstart",

@@ -45,6 +45,7 @@ class Benchmark:
 BENCHMARKS: Mapping[str, Benchmark] = {
     "eval": Benchmark("eval", "regions/s of the evaluation's runner against encoding the picture for every region"),
     "prepare": Benchmark("prepare", "preparing a COCO file of a million annotations, and opening the result"),
+    "regions": Benchmark("regions", "answers about many regions of one picture, against the published procedure"),
     "sample": Benchmark(
         "sample", "one training sample part by part: picture, tiles, regions, text; against bare libraries"
     ),

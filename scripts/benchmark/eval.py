@@ -8,7 +8,6 @@ once, read its part of the prompt once, and write the answers in batches; no fil
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -155,16 +154,19 @@ class _Sizes:
 
 
 def _sizes(describer: RegionDescriber, question: Question, asking: Asking) -> _Sizes:
-    session = describer.open(question.image_path)
-    batch = describer.processor.prepare(
-        [session._conversation(list(question.regions), question.text)], add_generation_prompt=True
-    )
-    suffix = session._suffixes(batch)[0]
-    return _Sizes(len(session._prefix_ids), len(suffix))
+    from osprey_tp.prompts import OVERVIEW
+
+    processor = describer.processor
+    plan = processor.image_processor.tiling.plan(question.height, question.width)
+    picture = {"type": "image", "image": plan, "regions": list(question.regions)}
+    message = {"role": "user", "content": [picture, {"type": "text", "text": OVERVIEW + question.text}]}
+    ids = processor.prepare([[message]], add_generation_prompt=True)["input_ids"][0]
+    prefix = int((ids == describer.model.config.image_token_id).nonzero()[-1]) + 1
+    return _Sizes(prefix, len(ids) - prefix)
 
 
 def _floor(describer: RegionDescriber, questions: list[Question], asking: Asking, sizes: _Sizes) -> None:
-    """The forward passes alone, on numbers of the right shapes."""
+    """The forward passes alone, on numbers of the right shapes; questions and answers do not attend to the picture."""
     import torch
     from transformers import DynamicCache
 
@@ -182,13 +184,11 @@ def _floor(describer: RegionDescriber, questions: list[Question], asking: Asking
         with torch.inference_mode():
             cells = model.model.encode_tiles(prepared["pixel_values"].to(model.device))
             model.model.visual_tokens(cells, prepared["tile_grids"])
-            shared = DynamicCache(config=model.config.text_config)
-            read(1, sizes.prefix, shared)
+            read(1, sizes.prefix, DynamicCache(config=model.config.text_config))
             count = sum(question.image_path == path for question in questions)
             for start in range(0, count, asking.batch_size):
                 batch = min(asking.batch_size, count - start)
-                cache = copy.deepcopy(shared)
-                cache.batch_repeat_interleave(batch)
+                cache = DynamicCache(config=model.config.text_config)
                 read(batch, sizes.question, cache)
                 for _ in range(asking.max_new_tokens - 1):
                     read(batch, 1, cache)
