@@ -3,15 +3,13 @@
 ```
 RegionDescriber(model, processor)
   └─ open(image) ─► ImageSession: cells of every tile, visual tokens, cache of the prompt up to the last visual token
-       ├─ ask(regions, question)     one answer a region, in batches over copies of the cached prefix
+       ├─ ask(regions, question)     one answer a region, all against one copy of that cache
        ├─ stream(regions, question)  one answer, piece by piece
        ├─ chat(message, regions)     turns and region names are kept
        └─ score(texts, regions)      log-likelihood of every text as the answer about every region
 ```
 
-A prompt is `[prefix: system text, <image> tokens][suffix: question with <mask>, opening of the answer]`. The prefix is
-the same for every question about the picture, so the language model reads it once; a batch of suffixes is padded
-between the two.
+`osprey_tp.encoded_picture` holds what has been read of the picture.
 """
 
 from __future__ import annotations
