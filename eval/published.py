@@ -116,7 +116,7 @@ PUBLISHED: tuple[PublishedRow, ...] = (
         "Osprey's detailed descriptions, 80 questions",
         "ferret-bench",
         {"relative_score": 0.7754},
-        "osprey",
+        "verbatim",
         OSPREY,
         "judge GPT-4, text only",
     ),
