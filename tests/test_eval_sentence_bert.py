@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,14 @@ def test_a_model_that_pools_otherwise_is_refused(encoder_folder: Path) -> None:
     (pooling / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": False}))
     with pytest.raises(ValueError, match="mean of its tokens"):
         SentenceBert.from_pretrained(encoder_folder)
+
+
+ALL_MINILM = os.environ.get("ALL_MINILM_L6_V2")
+if ALL_MINILM:
+
+    def test_the_documented_example() -> None:
+        """That of sbert.net, with the published weights; they are not shipped, hence only where they are named."""
+        sentences = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+        embeddings = SentenceBert.from_pretrained(Path(ALL_MINILM)).encode(sentences)
+        similarities = embeddings @ embeddings.T
+        assert similarities[np.triu_indices(3, 1)] == pytest.approx([0.6660, 0.1046, 0.1411], abs=5e-5)
