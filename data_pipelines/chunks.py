@@ -19,8 +19,8 @@ from data_pipelines.sources import SOURCES, open_source
 from data_pipelines.sources.reader import SourceOptions
 from data_pipelines.staging import Staging
 from data_pipelines.tally import Tally, count
-from data_pipelines.writing import BrokenRecord, ShardWriter, rejection_line, sha256_of, shard_name
-from osprey_tp.files import write_text
+from data_pipelines.writing import BrokenRecord, ShardWriter, rejection_line, shard_name
+from osprey_tp.files import sha256_of, write_text
 
 CHUNKS = 64
 SMALLEST_CHUNK, LARGEST_CHUNK = 256, 16_384

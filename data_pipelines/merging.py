@@ -10,8 +10,8 @@ from typing import Any
 
 from data_pipelines.records import REJECTIONS_NAME, read_manifest
 from data_pipelines.tally import Tally, merge
-from data_pipelines.writing import refuse_taken, relative_root, sha256_of, write_manifest
-from osprey_tp.files import folder_aside
+from data_pipelines.writing import refuse_taken, relative_root, write_manifest
+from osprey_tp.files import folder_aside, sha256_of
 
 _EQUAL = ("source", "purpose", "inputs")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipelines.dataset import ConversationDataset
 from data_pipelines.records import RecordFolder
-from data_pipelines.writing import sha256_of
+from osprey_tp.files import sha256_of
 from osprey_tp.training.samples import UnusableSample
 
 FEW_PICTURES = 1000

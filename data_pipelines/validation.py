@@ -46,7 +46,7 @@ from data_pipelines.statistics import (
 )
 from data_pipelines.tally import Tally, count, merge
 from data_pipelines.workers import map_in_order
-from data_pipelines.writing import sha256_of
+from osprey_tp.files import sha256_of
 
 RECORDS_PER_TASK = 500
 PICTURES_PER_TASK = 64

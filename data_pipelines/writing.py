@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -27,7 +26,7 @@ from data_pipelines.records import (
     record_to_row,
 )
 from data_pipelines.tally import Tally, count
-from osprey_tp.files import folder_aside, name_folder
+from osprey_tp.files import folder_aside, name_folder, sha256_of
 
 if TYPE_CHECKING:
     from datasets.arrow_writer import ArrowWriter
@@ -303,12 +302,3 @@ def relative_root(image_root: Path, folder: Path) -> str:
     if common == Path(common.anchor):
         return str(image_root)
     return Path(os.path.relpath(image_root, folder)).as_posix()
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -8,7 +8,8 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
-BLOCK_BYTES = 1 << 20
+from osprey_tp.files import sha256_of
+
 PACKAGES = ("osprey_tp", "torch", "transformers", "tokenizers", "datasets", "numpy", "pycocotools", "pycocoevalcap")
 
 
@@ -26,17 +27,8 @@ def folder_checksum(folder: Path) -> str:
 def _checksum_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     total = hashlib.sha256()
     for path, _, _ in files:
-        total.update(f"{path.name}\n{file_checksum(path)}\n".encode())
+        total.update(f"{path.name}\n{sha256_of(path)}\n".encode())
     return total.hexdigest()
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of the file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from eval.asking import GREEDY, Asking, Describer
 from eval.categories import by_category
-from eval.checksums import file_checksum, folder_checksum, package_versions
+from eval.checksums import folder_checksum, package_versions
 from eval.comparison import check_comparable
 from eval.intervals import CONFIDENCE, RESAMPLES, SEED
 from eval.loading import load_describer, open_records, require_prepared, source_of
@@ -37,7 +37,7 @@ from eval.sampling import Sampling
 from eval.task_options import TaskOptions, tailored
 from eval.tasks import NEEDS, TASKS, VERBATIM, Task, each_of
 from eval.team import Step, Team
-from osprey_tp.files import write_text
+from osprey_tp.files import sha256_of, write_text
 
 if TYPE_CHECKING:
     from eval.judge import Judge
@@ -150,7 +150,7 @@ def evaluate(
         origin = {"model": asking["model"], "decoding": asking["decoding"]}
     else:
         source, tiling = settings.predictions, None
-        origin = {"predictions": {"file": source.name, "checksum": file_checksum(source)}}
+        origin = {"predictions": {"file": source.name, "checksum": sha256_of(source)}}
 
     asked = questions[: settings.limit]
     predictions = _read(source, asked, complete=True, limited=settings.limit is not None)
@@ -420,4 +420,4 @@ def _describe(settings: Settings, task: Task, answers: Answers, scoring: Scoring
 
 def _reference_file(settings: Settings) -> dict[str, Any]:
     path = settings.references
-    return {} if path is None else {"references": {"file": path.name, "checksum": file_checksum(path)}}
+    return {} if path is None else {"references": {"file": path.name, "checksum": sha256_of(path)}}

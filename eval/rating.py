@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eval.checksums import file_checksum
 from eval.intervals import Array, Measure
 from eval.judge import Inquiry, ask_judge, note_judge, required, unusable
 from eval.open_questions import read_contexts
 from eval.questions import Question
+from osprey_tp.files import sha256_of
 from osprey_tp.prompts import REGION_TOKEN
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def score_ratings(material: Material, scoring: Scoring) -> None:
     verdicts = ask_judge(judge, inquiries, LONGEST_REPLY)
     note_judge(scoring, judge, verdicts, (SYSTEM, CONTEXT, PROMPT), LONGEST_REPLY)
     if material.options.contexts is not None:
-        scoring.notes["contexts"] = file_checksum(material.options.contexts)
+        scoring.notes["contexts"] = sha256_of(material.options.contexts)
     if not verdicts.given:
         scoring.not_measured[MEASURE] = unusable(verdicts)
         return

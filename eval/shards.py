@@ -9,13 +9,13 @@ out/predictions.rank0.jsonl    what process 0 answers, and so on; gathered and r
 from __future__ import annotations
 
 import heapq
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
 from eval.predictions import Prediction, PredictionLog, line_of
+from osprey_tp.files import write_text
 
 Item = TypeVar("Item")
 
@@ -60,15 +60,6 @@ def gather(path: Path, order: Sequence[str]) -> None:
         places = {key: place for place, key in enumerate(order)}
         ordered = sorted(found, key=lambda key: places.get(key, len(places)))
         if parts or ordered != list(found):
-            _write(path, {key: found[key] for key in ordered})
+            write_text(path, "".join(line_of(found[key]) for key in ordered))
         for part in parts:
             part.unlink()
-
-
-def _write(path: Path, predictions: Mapping[str, Prediction]) -> None:
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(line_of(item) for item in predictions.values())
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.candidates import DEFAULT_SCORE, CandidateScore
-from eval.checksums import file_checksum, folder_checksum
+from eval.checksums import folder_checksum
 from eval.questions import Question, Records
 from eval.tasks import Task
 from eval.vocabulary import (
@@ -23,6 +23,7 @@ from eval.vocabulary import (
     vocabulary_of_categories,
     vocabulary_of_names,
 )
+from osprey_tp.files import sha256_of
 
 if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
@@ -160,7 +161,7 @@ def _with_candidate_regions(task: Task, options: TaskOptions, records: Records, 
         if not {picture_key(image) for image in candidates.own} & candidates.proposals.keys():
             raise ValueError(f"{options.proposals} has proposals in none of the pictures of the data")
         sources.append(f"proposals of {options.proposals.name}")
-        settings["proposals"] = file_checksum(options.proposals)
+        settings["proposals"] = sha256_of(options.proposals)
     if sources:
         candidates.source = settings["candidates"] = " and ".join(sources)
 

@@ -105,30 +105,30 @@ class EncodedPicture:
 
     @torch.no_grad()
     def log_likelihoods(
-        self, tree: AnswerTree, regions: Sequence[Any], conversations: Sequence[Conversation], batch_size: int
+        self, tree: AnswerTree, questions: Sequence[Conversation], texts: Sequence[str], batch_size: int
     ) -> np.ndarray:
-        """Log-likelihood of every text as the answer about every region.
+        """Log-likelihood of every text as the answer to every question.
 
         Args:
             tree: Of the texts.
-            regions: What is asked about.
-            conversations: The question about each region with each text as its answer, region by region; language
-                models that cannot read the tree read these pair by pair.
+            questions: One a region, about it alone.
+            texts: Answers; language models that cannot read the tree read them pair by pair.
             batch_size: Pairs read at a time.
 
         Returns:
-            (regions, texts) float64, natural logarithm, summed over the tokens of the answer.
+            (questions, texts) float64, natural logarithm, summed over the tokens of the answer.
         """
         if can_pack(self._model, self._prefix.cache):
-            tokens = self._features_of(regions).region_tokens
+            tokens = self._region_features(questions).region_tokens
             assert tokens is not None
             return packed_log_likelihoods(self._model, self._prefix.cache, tree, tokens)
-        order = sorted(range(len(conversations)), key=lambda pair: len(conversations[pair][-1]["content"]))
-        scores = np.zeros(len(conversations))
+        pairs = [[*asked, {"role": "assistant", "content": text}] for asked in questions for text in texts]
+        order = sorted(range(len(pairs)), key=lambda pair: len(texts[pair % len(texts)]))
+        scores = np.zeros(len(pairs))
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
-            scores[batch] = self._paired_log_likelihoods([conversations[pair] for pair in batch])
-        return scores.reshape(len(regions), -1)
+            scores[batch] = self._paired_log_likelihoods([pairs[pair] for pair in batch])
+        return scores.reshape(len(questions), len(texts))
 
     @cached_property
     def _prefix(self) -> SharedPrefix:
@@ -176,12 +176,10 @@ class EncodedPicture:
     def _region_features(self, conversations: Sequence[Conversation]) -> OspreyTPFeatures:
         """Tokens of the regions of all conversations, in order; the picture itself is in the prefix."""
         shown = [item for conversation in conversations for item in conversation[0]["content"]]
-        return self._features_of([region for item in shown if item["type"] == "image" for region in item["regions"]])
-
-    def _features_of(self, regions: Sequence[Any]) -> OspreyTPFeatures:
+        regions = [region for item in shown if item["type"] == "image" for region in item["regions"]]
         if not regions:
             return OspreyTPFeatures(pooler_output=[])
-        covered = self._processor.image_processor.cover_regions([list(regions)], [self.plan])
+        covered = self._processor.image_processor.cover_regions([regions], [self.plan])
         inputs = {name: value.to(self._model.device) for name, value in covered.items()}
         tokens = self._model.model.region_tokens(self._cells, self._tile_grids, **inputs)
         return OspreyTPFeatures(pooler_output=[], region_tokens=tokens)

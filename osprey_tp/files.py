@@ -6,6 +6,7 @@ stands for contents that are there. What is replaced or removed loses its name f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ REMOVING_SUFFIX = ".removing"
 
 LOCK_FILE = "lock"
 """File in a folder that `held` locks."""
+
+_BLOCK = 1 << 22
 
 
 def aside_of(path: Path) -> Path:
@@ -123,6 +126,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -277,12 +277,8 @@ class ImageSession:
         if not regions or not texts:
             return np.zeros((len(regions), len(texts)))
         tree: AnswerTree = self._describer.answer_tree(self._overview, question, tuple(texts))
-        conversations = [
-            [*self._conversation([region], question), {"role": "assistant", "content": text}]
-            for region in regions
-            for text in texts
-        ]
-        scores = self._picture.log_likelihoods(tree, list(regions), conversations, batch_size)
+        questions = [self._conversation([region], question) for region in regions]
+        scores = self._picture.log_likelihoods(tree, questions, texts, batch_size)
         return scores / tree.lengths if per_token else scores
 
     def _pair(

@@ -12,6 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osprey_tp.files import write_text
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -46,9 +48,7 @@ def write_page(folder: Path, title: str, scores: Sequence[Mapping[str, float]], 
         answers: Samples to show.
     """
     for name, text in ((PAGE, page_of(title, scores, answers)), (SCORES, json.dumps(list(scores), indent=1) + "\n")):
-        aside = folder / f".{name}.partial"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(folder / name)
+        write_text(folder / name, text)
 
 
 def page_of(title: str, scores: Sequence[Mapping[str, float]], answers: Sequence[Answered]) -> str:

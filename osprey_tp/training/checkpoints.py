@@ -9,7 +9,6 @@ work/checkpoint-500.broken                it was complete, but its files are not
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osprey_tp.files import REMOVING_SUFFIX, name_folder, remove_folder, sync, write_json
+from osprey_tp.files import REMOVING_SUFFIX, name_folder, remove_folder, sha256_of, sync, write_json
 
 SEAL_FILE = "seal.json"
 SEAL_FORMAT = "osprey_tp checkpoint 1"
@@ -162,15 +161,7 @@ def _files(folder: Path) -> list[str]:
 
 def _flushed_entry(file: Path) -> dict[str, Any]:
     sync(file)
-    return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def _read_seal(folder: Path) -> dict[str, Any]:
@@ -221,6 +212,6 @@ def _size_fault(file: Path, entry: dict[str, Any]) -> str | None:
 
 def _content_fault(file: Path, entry: dict[str, Any]) -> str | None:
     try:
-        return None if _sha256(file) == entry["sha256"] else f"{file.name} differs from its checksum"
+        return None if sha256_of(file) == entry["sha256"] else f"{file.name} differs from its checksum"
     except OSError as error:
         return f"{file.name} cannot be read ({error.strerror})"
