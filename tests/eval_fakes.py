@@ -144,3 +144,18 @@ def knowing(records: Records) -> FakeDescriber:
         (record.image, region.segmentation["counts"]): region.name for record in records for region in record.regions
     }
     return FakeDescriber(lambda image, counts: names[image, counts])
+
+
+def prepare_synthetic(root: Path) -> Path:
+    """`synthetic` and `refcoco`, records of two synthetic scenes, and `model`, a tiny random one, below `root`."""
+    from data_pipelines.prepare import prepare
+    from data_pipelines.synthetic.writer import write_scenes
+
+    from .tiny_models import save_tiny_model
+
+    write_scenes(root / "scenes", {"test": 2}, progress=False)
+    for source, file in (("synthetic", "instances_test.json"), ("refcoco", "refs_test.json")):
+        annotations = root / "scenes" / "annotations" / file
+        prepare(source, annotations, root / "scenes" / "images" / "test", root / source, progress=False)
+    save_tiny_model(root / "model")
+    return root

@@ -93,9 +93,11 @@ class ScoringDescriber:
         return ScoringSession(self, image.name, height, width)
 
 
-def save_tiny_encoder(folder: Path) -> Path:
-    """A random SentenceBERT that spells every word of small letters."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "-", *LETTERS, *("##" + letter for letter in LETTERS)]
+SPELLING = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "-", *LETTERS, *("##" + letter for letter in LETTERS))
+
+
+def save_tiny_encoder(folder: Path, words: Sequence[str] = SPELLING) -> Path:
+    """A random SentenceBERT with these pieces; by default it spells every word of small letters."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words))
     torch.manual_seed(0)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.prepare import prepare
-from data_pipelines.synthetic.writer import write_scenes
 from eval.__main__ import main
 from eval.evaluation import Settings, evaluate
 from eval.everything import Outcome, evaluate_all, named, table_of, tasks_for
@@ -19,19 +17,12 @@ from eval.profiles import PROFILES
 from eval.published import PUBLISHED, comparability, published_rows
 from eval.tasks import NEEDS, TASKS, VERBATIM
 
-from .eval_fakes import FakeDescriber, Records, knowing, make_data
-from .tiny_models import save_tiny_model
+from .eval_fakes import FakeDescriber, Records, knowing, make_data, prepare_synthetic
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("all")
-    write_scenes(root / "scenes", {"test": 2}, progress=False)
-    for source, file in (("synthetic", "instances_test.json"), ("refcoco", "refs_test.json")):
-        annotations = root / "scenes" / "annotations" / file
-        prepare(source, annotations, root / "scenes" / "images" / "test", root / source, progress=False)
-    save_tiny_model(root / "model")
-    return root
+    return prepare_synthetic(tmp_path_factory.mktemp("all"))
 
 
 def run(folders: Path, out: Path, *data: Path, more: Sequence[object] = ()) -> int:

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordFolder, Region, RegionRecord
-from data_pipelines.synthetic.writer import write_scenes
 from eval.__main__ import main
 from eval.evaluation import Settings, evaluate
 from eval.grounding import about_each_expression, picture_key
@@ -20,9 +18,8 @@ from eval.predictions import read_predictions
 from eval.task_options import TaskOptions
 from osprey_tp import RegionDescriber
 
-from .eval_fakes import Records
+from .eval_fakes import Records, prepare_synthetic
 from .eval_segments import ScoringDescriber, box_rle, expression_record, model_folder, write_data
-from .tiny_models import save_tiny_model
 
 SIZE = (20, 30)
 LEFT, RIGHT, WIDE = (box_rle(*SIZE, *box) for box in ((0, 0, 10, 10), (15, 0, 25, 10), (0, 0, 20, 10)))
@@ -233,13 +230,7 @@ def test_pictures_are_known_by_the_number_their_names_end_with(image: str | int,
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("grounding")
-    write_scenes(root / "scenes", {"test": 2}, progress=False)
-    for source, file in (("synthetic", "instances_test.json"), ("refcoco", "refs_test.json")):
-        annotations = root / "scenes" / "annotations" / file
-        prepare(source, annotations, root / "scenes" / "images" / "test", root / source, progress=False)
-    save_tiny_model(root / "model")
-    return root
+    return prepare_synthetic(tmp_path_factory.mktemp("grounding"))
 
 
 def test_synthetic_expressions_go_from_end_to_end(folders: Path, tmp_path: Path) -> None:
