@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.pictures import OpenPicture, PictureCache
 from app.questions import FREE, Question, make_question
-from app.state import OpenPicture, PictureCache, Selection
+from app.state import Selection
 from osprey_tp.drawing import draw_points, draw_regions
 from osprey_tp.images import load_image
 from osprey_tp.segmenters import Segmenter

@@ -35,6 +35,10 @@ class SegmentedImage(Protocol):
         """
         ...
 
+    def everything(self, most: int = 64) -> list[Candidate]:
+        """Masks of all objects in the picture, best first, no two of one object, at most `most`; may be empty."""
+        ...
+
 
 class Segmenter(Protocol):
     """Makes masks from clicks. `description` names it, and its weights, for the user."""

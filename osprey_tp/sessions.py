@@ -6,6 +6,7 @@ RegionDescriber(model, processor)
        ├─ ask(regions, question)     one answer a region, all against one copy of that cache
        ├─ stream(regions, question)  one answer, piece by piece
        ├─ chat(message, regions)     turns and region names are kept
+       ├─ converse(turns, regions)   the next turn of a conversation that the caller keeps, piece by piece
        └─ score(texts, regions)      log-likelihood of every text as the answer about every region
 ```
 
@@ -239,11 +240,35 @@ class ImageSession:
         self._check_together(regions, message)
         turns = [*self.turns, ("user", message)]
         known = [*self._chat_regions, *regions]
-        messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
-        messages[:1] = self._conversation(known, turns[0][1])
+        messages = self._messages(turns, known)
         answer = self._picture.answers([messages], max_new_tokens=max_new_tokens, **generate_options)[0]
         self.turns, self._chat_regions = [*turns, ("assistant", answer)], known
         return answer
+
+    def converse(
+        self,
+        turns: Sequence[tuple[str, str]],
+        regions: Sequence[Any] = (),
+        *,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        **generate_options: Any,
+    ) -> Iterator[str]:
+        """Answer the last turn of a conversation and yield the answer piece by piece; nothing of it is kept.
+
+        Args:
+            turns: (role, text) pairs, "user" and "assistant" by turns; the first and the last are the user's.
+            regions: Of the whole conversation, in the order of their `<mask>`, whichever turns hold those.
+            max_new_tokens: Limit of the answer.
+            generate_options: Passed to `generate`.
+
+        Closing the iterator ends the generation.
+
+        Raises:
+            ValueError: before the first piece, if turns, placeholders and regions do not fit.
+        """
+        messages = self._messages(self._check_turns(turns, regions), list(regions))
+        inputs = self._picture.generation_inputs([messages], {"max_new_tokens": max_new_tokens} | generate_options)
+        return stream_answer(self._model, self._processor.tokenizer, inputs)
 
     def reset_chat(self) -> None:
         """Forget turns and regions of the chat; the encoded picture stays."""
@@ -305,12 +330,27 @@ class ImageSession:
             )
         return question
 
+    def _check_turns(self, turns: Sequence[tuple[str, str]], regions: Sequence[Any]) -> Sequence[tuple[str, str]]:
+        roles = [role for role, _ in turns]
+        expected = ["assistant" if index % 2 else "user" for index in range(len(roles))]
+        if len(roles) % 2 == 0 or roles != expected:
+            raise ValueError(
+                f"turns alternate and both begin and end with the user's, got {', '.join(roles) or 'none'}"
+            )
+        self._check_together(regions, "\n".join(text for _, text in turns))
+        return turns
+
     @staticmethod
     def _check_names(message: str, known: int) -> None:
         unknown = [name for name, number in _REGION_NAME.findall(message) if not 1 <= int(number) <= known]
         if unknown:
             names = ", ".join(region_name(index) for index in range(known)) or "none"
             raise ValueError(f"the message names {unknown[0]}, but the regions of this chat are: {names}")
+
+    def _messages(self, turns: Sequence[tuple[str, str]], regions: list[Any]) -> list[dict[str, Any]]:
+        """The conversation as messages, the picture with all its regions in the first of them."""
+        later: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns[1:]]
+        return [*self._conversation(regions, turns[0][1]), *later]
 
     def _conversation(self, regions: list[Any], question: str) -> list[dict[str, Any]]:
         """The first user message: the picture with the regions of the whole conversation, and the question."""

@@ -6,8 +6,9 @@ from PIL import Image
 
 from app.controller import ADD, CLICK_MODES, KEEP, REMOVE, SELECT, Controller, Update
 from app.interface import build_interface, find_examples
+from app.pictures import OpenPicture, PictureCache
 from app.questions import CATEGORY, DETAILED, FREE, SHORT, make_question
-from app.state import OpenPicture, PictureCache, Selection
+from app.state import Selection
 from osprey_tp.prompts import CATEGORY_QUESTION, SHORT_DESCRIPTION_QUESTION
 from osprey_tp.segmenters import Candidate
 

@@ -194,3 +194,32 @@ def test_loads_a_folder_and_names_what_is_missing(tmp_path):
         RegionDescriber.from_pretrained(folder)
     with pytest.raises(FileNotFoundError, match="no model folder"):
         RegionDescriber.from_pretrained(tmp_path / "elsewhere")
+
+
+def test_a_conversation_that_the_caller_keeps_goes_as_the_chat_does():
+    describer = tiny_describer()
+    image, masks = random_picture(4)
+    session = describer.open(image)
+    first = session.chat("what is region1", masks[:2], max_new_tokens=6)
+    second = session.chat("and region3", masks[2:3], max_new_tokens=6)
+    turns = session.turns
+    session.reset_chat()
+    assert "".join(session.converse(turns[:1], masks[:2], max_new_tokens=6)).strip() == first
+    assert "".join(session.converse(turns[:3], masks[:3], max_new_tokens=6)).strip() == second
+    assert session.turns == []
+
+
+@pytest.mark.parametrize("roles", [(), ("assistant",), ("user", "assistant"), ("user", "user", "user")])
+def test_a_conversation_goes_by_turns(roles):
+    session = tiny_describer().open(random_picture(1)[0])
+    with pytest.raises(ValueError, match="turns alternate"):
+        session.converse([(role, "hello") for role in roles])
+
+
+def test_a_conversation_has_a_placeholder_for_every_region():
+    image, masks = random_picture(1)
+    session = tiny_describer().open(image)
+    with pytest.raises(ValueError, match="0 <mask> placeholders, 1 regions"):
+        session.converse([("user", "what is this")], masks[:1])
+    with pytest.raises(ValueError, match="1 <mask> placeholders, 0 regions"):
+        session.converse([("user", "hello"), ("assistant", "hi"), ("user", "what is <mask>")])
