@@ -14,8 +14,9 @@ choices on which published checkpoints depend have names. A *preset* fills those
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -23,6 +24,9 @@ from transformers.configuration_utils import SubConfigSpec
 
 import osprey_tp.tiny_tower  # noqa: F401 - its model type may be that of a vision tower
 from osprey_tp.tiling import Tiling
+
+if TYPE_CHECKING:
+    from osprey_tp.projectors import Projector
 
 CHOICES = {
     "resize_mode": ("antialiased", "published"),
@@ -128,13 +132,17 @@ class OspreyTPConfig(PreTrainedConfig):
         vision_config: Configuration of any vision transformer of transformers that returns hidden states.
         text_config: Configuration of any causal language model of transformers.
         preset: `recommended` or `published`; fills every choice of the table above that is not given.
-        projector_type: How cells become visual tokens; `tokenpacker`.
+        projector_type: How cells become visual tokens; `tokenpacker`, `stf` or `mlp` (`osprey_tp.projectors`).
         projector_num_attention_heads: Heads of the projector's attention; by default one for every 128 channels of
-            the tower, as published.
-        scale_factor: s; a tile of n x n cells becomes (n/s)^2 visual tokens.
+            the tower, as published. Of `tokenpacker` alone.
+        scale_factor: s; a tile of n x n cells becomes (n/s)^2 visual tokens. By default as published: 2, and 1 for
+            `mlp`, which can have no other.
         max_tiles: Size of the table of tile grids: 9, 16 or 25.
-        feature_layers: Indices into the tower's hidden states (0 is the patch embedding) that the projector and the
-            region encoder read, in this order. The last one is the projector's coarse query.
+        feature_layers: Indices into the tower's hidden states (0 is the patch embedding, negative ones count from the
+            end) that the projector and the region encoder read, in this order; by default those of the published
+            projector. The last one is the coarse query of `tokenpacker` and what `mlp` reads.
+        projector_feature_layers: Those of `feature_layers` that the projector reads, in this order; by default all, and
+            the last one for `mlp`.
         output_norm_scale: If given, the projector and the region encoder end in a LayerNorm whose weight starts at
             this value, which keeps their tokens near the norm of word embeddings. Published checkpoints have none.
         region_pooling: `area` (exact share of each cell that the region covers) or `published` (centre pixels).
@@ -167,9 +175,10 @@ class OspreyTPConfig(PreTrainedConfig):
     preset: Literal["published", "recommended"] = "recommended"
     projector_type: str = "tokenpacker"
     projector_num_attention_heads: int | None = None
-    scale_factor: int = 2
+    scale_factor: int | None = None
     max_tiles: int = 9
-    feature_layers: list[int] | tuple[int, ...] = (12, 16, 22, 23)
+    feature_layers: list[int] | tuple[int, ...] | None = None
+    projector_feature_layers: list[int] | tuple[int, ...] | None = None
     output_norm_scale: float | None = None
     region_pooling: Literal["area", "published"] | None = None
     region_feature_layers: list[int] | tuple[int, ...] | None = None
@@ -194,9 +203,7 @@ class OspreyTPConfig(PreTrainedConfig):
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {values}, not {getattr(self, name)!r}")
-        self.feature_layers = list(self.feature_layers)
-        if self.region_feature_layers is not None:
-            self.region_feature_layers = list(self.region_feature_layers)
+        self._choose_as_published()
         if self.projector_num_attention_heads is None:
             self.projector_num_attention_heads = max(1, self.vision_config.hidden_size // 128)
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
@@ -205,22 +212,55 @@ class OspreyTPConfig(PreTrainedConfig):
         self._check_feature_layers()
         self._check_tokens()
 
+    def _choose_as_published(self) -> None:
+        """Fill what follows from the projector where it is open, and count layers from the first."""
+        projector = self._projector
+        if self.scale_factor is None:
+            self.scale_factor = projector.published_scale_factor
+        if self.feature_layers is None:
+            self.feature_layers = projector.published_layers
+        states = self.vision_config.num_hidden_layers + 1
+        for name in ("feature_layers", "projector_feature_layers", "region_feature_layers"):
+            layers = getattr(self, name)
+            if layers is not None:
+                setattr(self, name, [layer + states if -states <= layer < 0 else layer for layer in layers])
+
+    @property
+    def _projector(self) -> type[Projector]:
+        """The class that `projector_type` names."""
+        from osprey_tp.projectors import PROJECTORS
+
+        if self.projector_type not in PROJECTORS:
+            raise ValueError(f"unknown projector {self.projector_type!r}; known: {', '.join(sorted(PROJECTORS))}")
+        return PROJECTORS[self.projector_type]
+
     @property
     def tiling(self) -> Tiling:
         """The geometry rules that follow from this configuration."""
         return Tiling(
             tile_size=_side(self.vision_config.image_size),
             patch_size=_side(self.vision_config.patch_size),
-            scale_factor=self.scale_factor,
+            scale_factor=self.scale_factor or 1,
             max_tiles=self.max_tiles,
             thumbnail=self.thumbnail_source != "none",
         )
 
     @property
+    def projector_levels(self) -> list[int]:
+        """Which of `feature_layers` the projector reads, by their place in it."""
+        if self.projector_feature_layers is None and self._projector.reads_one_layer:
+            return [len(self.feature_layers or ()) - 1]
+        return self._places(self.projector_feature_layers)
+
+    @property
     def region_levels(self) -> list[int]:
         """Which of `feature_layers` the region encoder reads, by their place in it."""
-        layers = self.feature_layers if self.region_feature_layers is None else self.region_feature_layers
-        return [list(self.feature_layers).index(layer) for layer in layers]
+        return self._places(self.region_feature_layers)
+
+    def _places(self, layers: Sequence[int] | None) -> list[int]:
+        """Where `layers`, by default all, stand in `feature_layers`."""
+        kept = list(self.feature_layers or ())
+        return list(range(len(kept))) if layers is None else [kept.index(layer) for layer in layers]
 
     @property
     def tokens_per_region(self) -> int:
@@ -232,31 +272,35 @@ class OspreyTPConfig(PreTrainedConfig):
         _ = self.tiling
 
     def _check_projector(self) -> None:
-        """The projector exists and its heads divide the tower's width."""
-        from osprey_tp.projector import PROJECTORS
-
-        if self.projector_type not in PROJECTORS:
-            raise ValueError(f"unknown projector {self.projector_type!r}; known: {', '.join(sorted(PROJECTORS))}")
-        width = self.vision_config.hidden_size
-        if width % self.projector_num_attention_heads:
+        """The projector can have this scale factor, and its heads divide the tower's width."""
+        factors = self._projector.scale_factors
+        if factors is not None and self.scale_factor not in factors:
             raise ValueError(
-                f"projector_num_attention_heads {self.projector_num_attention_heads} does not divide the vision "
-                f"tower's width {width}"
+                f"the {self.projector_type} projector can have scale_factor {', '.join(map(str, factors))}, not "
+                f"{self.scale_factor}; set it, or take projector_type tokenpacker"
             )
+        width, heads = self.vision_config.hidden_size, self.projector_num_attention_heads or 1
+        if width % heads:
+            raise ValueError(f"projector_num_attention_heads {heads} does not divide the vision tower's width {width}")
 
     def _check_feature_layers(self) -> None:
-        """Every feature layer is a hidden state of the tower."""
+        """Every feature layer is a hidden state of the tower, and what a part reads is among them."""
         states = self.vision_config.num_hidden_layers + 1
-        wrong = [layer for layer in self.feature_layers if not 0 <= layer < states]
-        if wrong or not self.feature_layers:
+        kept = list(self.feature_layers or ())
+        wrong = [layer for layer in kept if not 0 <= layer < states]
+        if wrong or not kept:
+            raise ValueError(f"feature_layers {kept} must name hidden states 0 to {states - 1} of the vision tower")
+        for name in ("projector_feature_layers", "region_feature_layers"):
+            read = getattr(self, name)
+            if read is not None and not (read and set(read) <= set(kept)):
+                raise ValueError(
+                    f"{name} {read} must be some of feature_layers {kept}; what the tower's other layers hold is not "
+                    "kept"
+                )
+        if self._projector.reads_one_layer and len(self.projector_levels) != 1:
             raise ValueError(
-                f"feature_layers {self.feature_layers} must name hidden states 0 to {states - 1} of the vision tower"
-            )
-        of_regions = self.region_feature_layers
-        if of_regions is not None and not (of_regions and set(of_regions) <= set(self.feature_layers)):
-            raise ValueError(
-                f"region_feature_layers {of_regions} must be some of feature_layers {self.feature_layers}; what the "
-                "tower's other layers hold is not kept"
+                f"the {self.projector_type} projector reads one layer, not projector_feature_layers "
+                f"{self.projector_feature_layers}; name one"
             )
         if self.spatial_side < 1:
             raise ValueError(f"spatial_side must be at least 1 pixel, got {self.spatial_side}")

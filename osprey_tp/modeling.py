@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.modeling_base import OspreyTPFeatures, OspreyTPPreTrainedModel
-from osprey_tp.projector import build_projector
+from osprey_tp.projectors import build_projector
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 from osprey_tp.region_encoder import RegionEncoder
 from osprey_tp.tiling import count_tiles, visual_token_layout
@@ -68,7 +68,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         Returns:
             (levels, tiles, n·n, C), the hidden states at `feature_layers` without class tokens.
         """
-        layers = self.config.feature_layers
+        layers = list(self.config.feature_layers or ())
         # gradient checkpointing asks every embedding for gradients, and a frozen tower would keep all activations
         trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from osprey_tp.projector import output_norm
+from osprey_tp.projectors.base import output_norm, read_levels
 
 if TYPE_CHECKING:
     from osprey_tp.configuration import OspreyTPConfig
@@ -85,8 +85,7 @@ class RegionEncoder(nn.Module):
         Raises:
             ValueError: if there is a spatial token but no shapes.
         """
-        read = features if self.levels == list(range(len(features))) else features[self.levels]
-        pooled = pool(read.flatten(1, 2), coverage, first_cells)  # (levels, regions, C)
+        pooled = pool(read_levels(features, self.levels).flatten(1, 2), coverage, first_cells)  # (levels, regions, C)
         projected = [project(level) for project, level in zip(self.level_projections, pooled, strict=True)]
         tokens = self.output(torch.stack(projected).sum(dim=0))
         if self.spatial is not None:

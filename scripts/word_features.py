@@ -180,7 +180,7 @@ class WordFeatures:
         with torch.no_grad():
             for norm in self.norms:
                 embedding.weight[norm.placeholder].normal_(std=scale)
-        model.model.projector = WordProjector(config.tiling.cells_per_side, config.scale_factor, self.norms[0])
+        model.model.projector = WordProjector(config.tiling.cells_per_side, config.tiling.scale_factor, self.norms[0])
         model.model.region_encoder = WordRegionEncoder(self.norms[1])
 
     def set_noise(self, noise: float) -> None:

@@ -119,7 +119,7 @@ def test_presets_and_templates_of_a_new_model(halves: tuple[Path, Path]) -> None
             "nowhere is no model folder, it lacks config.json; language_model is a model fold",
         ),
         (["vision_tower=nowhere"], "nowhere is no model folder, it lacks config.json; vision_tower is a model folder"),
-        (["geometry.projector_type=mlp"], "geometry: unknown projector 'mlp'; known: tokenpacker"),
+        (["geometry.projector_type=qformer"], "geometry: unknown projector 'qformer'; known: mlp, stf, tokenpacker"),
         (["geometry.scale_factor=5"], "geometry: scale_factor 5"),
         (["geometry.feature_layers=[9]"], "geometry: feature_layers [9] must name hidden states 0 to 4"),
         (["template=plane"], "unknown chat template 'plane'; known: "),
@@ -183,8 +183,11 @@ def test_weights_and_configuration_must_agree(model_folder: Path, tmp_path: Path
 
 
 def test_a_module_that_does_not_exist_is_named(model_folder: Path, tmp_path: Path) -> None:
-    folder = edited(model_folder, tmp_path / "model", "config.json", projector_type="mlp")
-    assert refused(from_folder(folder)) == f"{folder}/config.json: unknown projector 'mlp'; known: tokenpacker"
+    folder = edited(model_folder, tmp_path / "model", "config.json", projector_type="qformer")
+    assert (
+        refused(from_folder(folder))
+        == f"{folder}/config.json: unknown projector 'qformer'; known: mlp, stf, tokenpacker"
+    )
 
 
 def test_a_tokenizer_without_a_placeholder_is_named(model_folder: Path, tmp_path: Path) -> None:

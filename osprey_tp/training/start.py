@@ -30,7 +30,7 @@ from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.model_folder import require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
-from osprey_tp.projector import build_projector
+from osprey_tp.projectors import build_projector
 from osprey_tp.region_encoder import RegionEncoder
 from osprey_tp.training.adapters import add_adapters, require_adapters_can_run
 from osprey_tp.training.arguments import RunSettings

@@ -1,4 +1,4 @@
-"""From the cells of a tile to its visual tokens: TokenPacker's coarse-to-fine projector.
+"""TokenPacker's projector: coarse queries that take detail from their own block of fine cells.
 
 ```
 levels (tiles, n·n, L·C) ─► Linear, GELU, Linear, LayerNorm ─► keys   (tiles, n·n, C) ─┐ cut into s×s blocks,
@@ -14,12 +14,12 @@ section 3.2; `llava/model/multimodal_projector/builder.py` of the published code
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from osprey_tp.projectors.base import Projector
 
 if TYPE_CHECKING:
     from osprey_tp.configuration import OspreyTPConfig
@@ -53,51 +53,35 @@ class BlockAttention(nn.Module):
         return self.output(attended.flatten(1))
 
 
-class TokenPackerProjector(nn.Module):
-    """TokenPacker: (tiles, n·n cells) of several tower levels to (tiles, (n/s)²) visual tokens.
-
-    Args:
-        config: Sizes are read from it: the tower's width C, the number of levels L, the language model's width D, the
-            scale factor s.
-    """
+class TokenPackerProjector(Projector):
+    """TokenPacker: (tiles, n·n cells) of several tower levels to (tiles, (n/s)²) visual tokens."""
 
     def __init__(self, config: OspreyTPConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         width = config.vision_config.hidden_size
         hidden_size = config.text_config.hidden_size
-        tiling = config.tiling
-        self.cells_per_side = tiling.cells_per_side
-        self.scale_factor = config.scale_factor
         self.coarse_query = nn.Linear(width, width, bias=False)
-        self.fine_key = self._fine_branch(len(config.feature_layers) * width, width)
-        self.fine_value = self._fine_branch(len(config.feature_layers) * width, width)
+        self.fine_key = self._fine_branch(len(self.levels) * width, width)
+        self.fine_value = self._fine_branch(len(self.levels) * width, width)
         self.query_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
         self.key_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
         self.value_norm = nn.LayerNorm(width, eps=_LAYER_NORM_EPSILON)
         self.attention = BlockAttention(width, config.projector_num_attention_heads or 1)
         self.mlp = nn.Sequential(nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
-        self.output_norm = output_norm(config)
 
     @staticmethod
     def _fine_branch(levels_width: int, width: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(levels_width, width), nn.GELU(), nn.Linear(width, width))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Project the cells of every tile.
-
-        Args:
-            features: (levels, tiles, n·n, C), the tower's hidden states at `feature_layers`, cells row by row.
-
-        Returns:
-            (tiles, (n/s)², D), visual tokens row by row.
-        """
-        tiles = features.shape[1]
-        levels = features.permute(1, 2, 0, 3).flatten(2)  # (tiles, n·n, L·C)
-        queries = self.query_norm(self.coarse_query(self._coarse_cells(features[-1])))  # (tiles, (n/s)², C)
-        keys = self._blocks(self.key_norm(self.fine_key(levels)))  # (tiles·(n/s)², s·s, C)
-        values = self._blocks(self.value_norm(self.fine_value(levels)))
+    def project(self, levels: Tensor) -> Tensor:
+        """From (levels, tiles, n·n, C) to (tiles, (n/s)², D); the last level is the coarse query."""
+        tiles = levels.shape[1]
+        fine = levels.permute(1, 2, 0, 3).flatten(2)  # (tiles, n·n, L·C)
+        queries = self.query_norm(self.coarse_query(self._coarse_cells(levels[-1])))  # (tiles, (n/s)², C)
+        keys = self._blocks(self.key_norm(self.fine_key(fine)))  # (tiles·(n/s)², s·s, C)
+        values = self._blocks(self.value_norm(self.fine_value(fine)))
         attended = self.attention(queries.flatten(0, 1), keys, values)  # (tiles·(n/s)², C)
-        return self.output_norm(self.mlp(attended)).unflatten(0, (tiles, -1))
+        return self.mlp(attended).unflatten(0, (tiles, -1))
 
     def _coarse_cells(self, cells: Tensor) -> Tensor:
         """Resize (tiles, n·n, C) to (tiles, (n/s)², C), bilinear in float32 without antialias, as published."""
@@ -112,21 +96,3 @@ class TokenPackerProjector(nn.Module):
         scale, coarse = self.scale_factor, self.cells_per_side // self.scale_factor
         grid = cells.unflatten(1, (coarse, scale, coarse, scale))  # (tiles, n/s, s, n/s, s, C)
         return grid.transpose(2, 3).reshape(-1, scale * scale, cells.shape[-1])
-
-
-def output_norm(config: OspreyTPConfig) -> nn.Module:
-    """The LayerNorm that ends projector and region encoder where `output_norm_scale` asks for one, else identity."""
-    if config.output_norm_scale is None:
-        return nn.Identity()
-    norm = nn.LayerNorm(config.text_config.hidden_size)
-    torch.nn.init.constant_(norm.weight, config.output_norm_scale)
-    return norm
-
-
-PROJECTORS: dict[str, Callable[[OspreyTPConfig], nn.Module]] = {"tokenpacker": TokenPackerProjector}
-"""Projectors by name: modules from (levels, tiles, cells, C) to (tiles, tokens per tile, D)."""
-
-
-def build_projector(config: OspreyTPConfig) -> nn.Module:
-    """The projector that `config.projector_type` names."""
-    return PROJECTORS[config.projector_type](config)

@@ -1,18 +1,26 @@
-"""The projector against the published code's outputs, and against what its figure says."""
+"""The projectors against published code's outputs or transformers' own, and against what their figures say."""
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlavaConfig
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.conversion import PUBLISHED_PROJECTOR_PREFIX, projector_from_published
-from osprey_tp.projector import build_projector
+from osprey_tp.projectors import PROJECTORS, build_projector
 
 from .golden_recipe import GOLDEN, load_json, normal, param
 
 CASES = load_json("c_tokenpacker.json")
 OUTPUTS = np.load(GOLDEN / "c_tokenpacker.npz")
 LEVELS = (12, 16, 22, 23)
+
+STF = load_json("h_llava_stf.json")
+STF_OUTPUTS = np.load(GOLDEN / "h_llava_stf.npz")
+STF_PREFIXES = {"model.mm_projector_crosslayer.": "fusion.", "model.mm_projector.": "mlp."}
+
+every_projector = pytest.mark.parametrize("name", list(PROJECTORS))
 
 
 def published_projector(scale_factor: int, hidden_size: int) -> torch.nn.Module:
@@ -78,17 +86,68 @@ def test_a_query_sees_its_own_block_of_fine_cells_and_no_other():
     assert difference[[0, 1, 3]].max() == 0
 
 
+@pytest.mark.parametrize(("name", "tolerance"), [("small", 2e-5), ("published", 1e-3)])
 @torch.no_grad()
-def test_tiles_do_not_mix():
-    projector = build_projector(OspreyTPConfig.tiny()).eval()
+def test_equals_the_published_token_fusion(name, tolerance):
+    case = STF["cases"][name]
+    config = OspreyTPConfig.vicuna_7b(projector_type="stf")
+    assert config.feature_layers == STF["level_order"]
+    config.vision_config.hidden_size, config.text_config.hidden_size = case["mm_hidden_size"], case["hidden_size"]
+    with torch.device("meta"):
+        projector = build_projector(config)
+    weights = {}
+    for published, shape in case["state_dict"].items():
+        prefix = max((prefix for prefix in STF_PREFIXES if published.startswith(prefix)), key=len)
+        weights[published.replace(prefix, STF_PREFIXES[prefix])] = torch.from_numpy(param(published, tuple(shape)))
+    projector.load_state_dict(weights, assign=True)
+    shape = (case["batch"], 576, case["mm_hidden_size"])
+    features = torch.stack(
+        [torch.from_numpy(normal(f"h.{name}.feat.level{level}", shape)) for level in STF["level_order"]]
+    )
+    fused = projector.fusion(features.permute(1, 2, 0, 3).flatten(2))
+    merged, output = projector._merge(fused), projector(features)
+    assert list(output.shape) == case["out_shape"]
+    for found, kind, step in ((fused, "fused", 29), (merged, "merged", 7), (output, "out", 7)):
+        expected = STF_OUTPUTS[f"{name}_{kind}"]
+        np.testing.assert_allclose(found[:, ::step, :64].numpy(), expected, atol=tolerance, rtol=0)
+        mean, deviation = case[f"{kind}_stats"][:2]
+        assert found.double().mean().item() == pytest.approx(mean, abs=tolerance)
+        assert found.double().std(correction=0).item() == pytest.approx(deviation, abs=tolerance)
+
+
+@torch.no_grad()
+def test_equals_the_projector_of_llava_in_transformers():
+    config = OspreyTPConfig.tiny(projector_type="mlp", projector_feature_layers=[2])
+    reference = LlavaMultiModalProjector(
+        LlavaConfig(vision_config=config.vision_config, text_config=config.text_config)
+    )
+    projector = build_projector(config)
+    names = {"linear_1": "mlp.0", "linear_2": "mlp.2"}
+    state = reference.state_dict()
+    projector.load_state_dict(
+        {name.replace(old, new): state[name] for name in state for old, new in names.items() if old in name}
+    )
+    features = torch.randn(3, 5, 36, 32)
+    torch.testing.assert_close(projector(features), reference(features[1]))
+
+
+@every_projector
+@torch.no_grad()
+def test_tiles_do_not_mix_and_tokens_are_those_of_the_tiling(name):
+    config = OspreyTPConfig.tiny(projector_type=name, projector_feature_layers=[3])
+    projector = build_projector(config).eval()
     features = torch.randn(3, 5, 36, 32)
     together = projector(features)
+    assert together.shape == (5, config.tiling.tokens_per_tile, 64)
     alone = torch.cat([projector(features[:, [tile]]) for tile in range(5)])
     torch.testing.assert_close(together, alone)
+    of_unread = features * torch.tensor([9, 9, 1])[:, None, None, None]
+    torch.testing.assert_close(projector(of_unread), together)
 
 
-def test_output_norm_starts_at_its_scale():
-    config = OspreyTPConfig.tiny(output_norm_scale=0.15)
+@every_projector
+def test_output_norm_starts_at_its_scale(name):
+    config = OspreyTPConfig.tiny(projector_type=name, output_norm_scale=0.15)
     tokens = build_projector(config)(torch.randn(3, 2, 36, 32))
     assert tokens.square().mean().sqrt().item() == pytest.approx(0.15, rel=0.05)
 
