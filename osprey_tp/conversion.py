@@ -144,6 +144,17 @@ def projector_type_of(names: Iterable[str]) -> str | None:
     return None
 
 
+def standard_projector_name(name: str) -> str:
+    """A published projector's name as whole checkpoints have it: `model.mm_projector...`, whatever stands before.
+
+    Raises:
+        KeyError: if it is no name of a projector.
+    """
+    if "mm_projector" not in name:
+        raise KeyError(f"{name} is not a weight of a projector; name a file of a projector alone")
+    return f"model.{_from_projector(name)}"
+
+
 def _from_projector(name: str) -> str:
     """`name` from `mm_projector` on, whatever stands before it."""
     return name[name.index("mm_projector") :]

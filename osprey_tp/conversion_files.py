@@ -26,6 +26,9 @@ from tqdm import tqdm
 _FAMILIES = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 """Stems and suffixes of transformers' files of weights; the first that a folder has is read."""
 
+Outline = tuple[tuple[int, ...], torch.dtype]
+"""Shape and dtype of a weight."""
+
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _SHOWN = 3
 
@@ -209,7 +212,7 @@ class WeightReader:
 
 def write_shards(
     folder: Path,
-    weights: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    weights: Mapping[str, Outline],
     make: Callable[[str], Tensor],
     max_shard_size: int | str,
 ) -> int:

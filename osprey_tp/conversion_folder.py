@@ -1,4 +1,4 @@
-"""A published checkpoint to a folder that `from_pretrained` loads, and back.
+"""A published checkpoint to a folder that `from_pretrained` loads.
 
 ```
 files of weights ─► names, shapes ─► kind, configuration ─► what is needed, by published name ─► complete or refused
@@ -8,40 +8,36 @@ needed weights, one at a time ─► renamed, fused attention cut in three ─�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from osprey_tp import conversion_settings as published_settings
+from osprey_tp import conversion_settings as published
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.conversion import (
     HEAD,
     LANGUAGE_PREFIX,
     PROJECTOR_PREFIX,
-    PUBLISHED_LANGUAGE_PREFIX,
-    PUBLISHED_REGION_ENCODER_PREFIX,
-    PUBLISHED_TOWER_PREFIX,
     REGION_ENCODER_PREFIX,
     TOWER_PREFIX,
     PublishedName,
-    is_weight,
     published_name,
 )
-from osprey_tp.conversion_files import StoredWeight, WeightReader, few, holds_weights, list_weights, write_shards
-from osprey_tp.conversion_tokenizer import load_tokenizer, write_published_tokenizer
+from osprey_tp.conversion_checkpoint import Checkpoint, naming, open_checkpoint
+from osprey_tp.conversion_files import Outline, StoredWeight, WeightReader, few, write_shards
+from osprey_tp.conversion_tokenizer import load_tokenizer
 from osprey_tp.files import folder_aside
-from osprey_tp.model_folder import pixel_scale, require_merged
+from osprey_tp.model_folder import pixel_scale
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
-from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
+from osprey_tp.processing import OspreyTPProcessor, add_region_tokens
 
 DEFAULT_TEMPLATE = "vicuna_v1"
 SHARD_SIZE = "5GB"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _ORDER = (LANGUAGE_PREFIX, TOWER_PREFIX, PROJECTOR_PREFIX, REGION_ENCODER_PREFIX, HEAD)
 """Parts in the order in which they are written, which is about that of the published files."""
@@ -55,9 +51,9 @@ class ConversionOptions:
         language_model: Folder of the language model, for a file of a projector alone.
         vision_tower: Folder of CLIP; needed where the checkpoint holds no tower, and read in its place where it does.
         scale_factor: In place of what `config.json` says.
-        max_tiles: In place of what `config.json` says; 9 where neither does.
-        template: Name of the chat template.
-        dtype: Of the written weights, such as `bfloat16`; by default as stored.
+        max_tiles: In place of what `config.json` says; 9 where neither says it.
+        template: Name of the chat template; by default `vicuna_v1`.
+        dtype: Of the written weights, a name of `DTYPES`; by default as stored.
         max_shard_size: Of the written files.
     """
 
@@ -65,7 +61,7 @@ class ConversionOptions:
     vision_tower: Path | None = None
     scale_factor: int | None = None
     max_tiles: int | None = None
-    template: str = DEFAULT_TEMPLATE
+    template: str | None = None
     dtype: str | None = None
     max_shard_size: int | str = SHARD_SIZE
 
@@ -78,45 +74,13 @@ class Converted:
         kind: What the source was recognised as.
         weights: How many weights were written.
         size: Their bytes.
-        facts: What a user should know, one line each.
+        facts: What a user should know of it, one line each.
     """
 
     kind: str
     weights: int
     size: int
     facts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """A published checkpoint, its weights not read yet.
-
-    Attributes:
-        place: For messages.
-        kind: What it is called.
-        settings: Its `config.json`, empty where there is none.
-        projector_type: As in our configuration.
-        weights: By published name.
-        language: Configuration of the language model.
-        tower: Configuration of the vision tower.
-        folders: Where tokenizer and pixel scale are looked for, the first first.
-    """
-
-    place: Path
-    kind: str
-    settings: Mapping[str, Any]
-    projector_type: str
-    weights: Mapping[str, StoredWeight]
-    language: PreTrainedConfig
-    tower: PreTrainedConfig
-    tokenizer_folder: Path
-    pixel_folder: Path
-    facts: tuple[str, ...] = field(default=())
-
-    @property
-    def has_regions(self) -> bool:
-        """Whether it has a region encoder."""
-        return any(name.startswith(PUBLISHED_REGION_ENCODER_PREFIX) for name in self.weights)
 
 
 def convert(source: Path, out: Path, options: ConversionOptions | None = None) -> Converted:
@@ -133,32 +97,28 @@ def convert(source: Path, out: Path, options: ConversionOptions | None = None) -
     """
     options = options or ConversionOptions()
     require_new(out)
-    dtype = parse_dtype(options.dtype)
-    checkpoint = _open(source, options)
+    dtype = dtype_named(options.dtype)
+    checkpoint = open_checkpoint(source, options.language_model, options.vision_tower)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder, checkpoint.language.vocab_size)
-    config = _configure(checkpoint, tokenizer, options)
-    needed = _needed(config, checkpoint)
-    with _naming(checkpoint.place):
-        template = options.template
-        processor = OspreyTPProcessor.from_config(config, tokenizer, template, **pixel_scale(checkpoint.pixel_folder))
-        processor.chat_template = checkpoint.settings.get(published_settings.OWN_KEY, {}).get(
-            "chat_template", processor.chat_template
-        )
+    with naming(source):
+        config = _configure(checkpoint, tokenizer, options)
+        processor = _processor(checkpoint, config, tokenizer, options.template)
+        needed = needed_weights(config, checkpoint.weights)
+        outlines = _outlines(checkpoint, needed, dtype)
+    config.dtype = outlines[next(iter(outlines))][1]
+    config.architectures = [OspreyTPForConditionalGeneration.__name__]
     reader = WeightReader()
 
     def make(name: str) -> Tensor:
         place = needed[name]
         weight = reader.read(checkpoint.weights[place.name])
         piece = weight if place.parts == 1 else weight.chunk(place.parts)[place.part].clone()
-        return piece if dtype is None else piece.to(dtype)
+        return piece.to(outlines[name][1])
 
-    outlines = {name: _outline(checkpoint.weights[place.name], place, dtype) for name, place in needed.items()}
-    config.dtype = outlines[f"{LANGUAGE_PREFIX}embed_tokens.weight"][1]
-    config.architectures = [OspreyTPForConditionalGeneration.__name__]
     with folder_aside(out) as aside:
         size = write_shards(aside, outlines, make, options.max_shard_size)
         config.save_pretrained(aside)
-        _generation_config(config, tokenizer).save_pretrained(aside)
+        _generation_config(tokenizer).save_pretrained(aside)
         processor.save_pretrained(aside)
     return Converted(checkpoint.kind, len(needed), size, _facts(checkpoint, config))
 
@@ -171,58 +131,127 @@ def require_new(out: Path) -> None:
         raise ValueError(f"{out} exists; remove it, or name another folder")
 
 
-def parse_dtype(name: str | None) -> torch.dtype | None:
-    """The dtype of that name, or None for the stored ones."""
-    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name is None:
-        return None
-    if name not in names:
-        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(names)}")
-    return names[name]
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The dtype of that name; None, which keeps each weight's own, for None."""
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
+    return DTYPES[name] if name is not None else None
 
 
-def _open(source: Path, options: ConversionOptions) -> _Checkpoint:
-    """Recognise what was given and list its weights by published name."""
-    if not source.exists():
-        raise FileNotFoundError(f"no checkpoint {source}")
-    folder = source if source.is_dir() else source.parent
-    require_merged(folder)
-    settings = published_settings.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    for name in ("adapter_model.bin", "adapter_model.safetensors"):
-        if source.is_dir() and (source / name).is_file():
-            raise ValueError(f"{source} holds adapters, not a whole model; merge them with the published code first")
-    projector_file = _projector_file(source)
-    weights = list_weights(projector_file or source)
-    weights = {name: weight for name, weight in weights.items() if is_weight(name)}
-    names = list(weights)
-    if projector_file is None and not settings:
-        raise ValueError(f"{source} holds no config.json; copy the one that was saved with the weights")
-    projector_type = published_settings.require_published_kind(source, settings, names)
-    if projector_file is None:
-        if options.language_model is not None:
-            raise ValueError(f"{source} holds a language model; leave --language-model out")
-        with _naming(folder / "config.json"):
-            language = published_settings.language_config(settings)
-        language_folder = source
-    else:
-        weights = {f"model.{name[name.index('mm_projector') :]}": weight for name, weight in weights.items()}
-        language_folder = _required(options.language_model, source, "language model", "--language-model")
-        weights |= {name: weight for name, weight in list_weights(language_folder).items() if is_weight(name)}
-        language = published_settings.config_of_folder(language_folder)
-    with _naming(source):
-        tower, weights = _tower(settings, weights, options.vision_tower)
-        published_settings.check_facts(settings, tower.hidden_size)
-    has_regions = any(name.startswith(PUBLISHED_REGION_ENCODER_PREFIX) for name in weights)
-    sliced = published_settings.is_sliced(settings, has_regions)
-    kind = published_settings.describe_kind(projector_type, sliced, has_regions)
-    return _Checkpoint(
-        place=source,
-        kind=kind if projector_file is None else f"projector of {kind}",
-        settings=settings,
-        projector_type=projector_type,
-        weights=weights,
-        language=language,
-        tower=tower,
-        tokenizer_folder=language_folder,
-        pixel_folder=options.vision_tower or folder,
+def _configure(
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, options: ConversionOptions
+) -> OspreyTPConfig:
+    """Our configuration of a published checkpoint; the tokenizer gets `<mask>` and `<image>`."""
+    choices = published.published_choices(
+        checkpoint.settings,
+        checkpoint.projector_type,
+        checkpoint.weights,
+        scale_factor=options.scale_factor,
+        max_tiles=options.max_tiles,
     )
+    token_ids = add_region_tokens(tokenizer, choices["preset"])
+    return OspreyTPConfig(text_config=checkpoint.language, vision_config=checkpoint.tower, **(token_ids | choices))
+
+
+def _processor(
+    checkpoint: Checkpoint, config: OspreyTPConfig, tokenizer: PreTrainedTokenizerBase, template: str | None
+) -> OspreyTPProcessor:
+    own = published.own_choices(checkpoint.settings).get("chat_template")
+    processor = OspreyTPProcessor.from_config(
+        config, tokenizer, template or DEFAULT_TEMPLATE, **pixel_scale(checkpoint.pixel_folder)
+    )
+    if own is not None and template is None:
+        processor.chat_template = own
+    return processor
+
+
+def expected_weights(config: OspreyTPConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of a model, by our names, in the order in which they are written."""
+    with torch.device("meta"):
+        state = OspreyTPForConditionalGeneration(config).state_dict()
+    if config.tie_word_embeddings:
+        del state[HEAD]
+    return {name: tuple(state[name].shape) for prefix in _ORDER for name in state if name.startswith(prefix)}
+
+
+def needed_weights(config: OspreyTPConfig, weights: Mapping[str, StoredWeight]) -> dict[str, PublishedName]:
+    """Where each of our weights lies among the published ones; those of a region encoder only if there is one.
+
+    Raises:
+        ValueError: if weights are missing, unexpected or of another shape.
+    """
+    shapes = expected_weights(config)
+    places = {name: published_name(name, config.projector_type) for name in shapes}
+    extractor = {name for name in places if name.startswith(REGION_ENCODER_PREFIX)}
+    if not any(places[name].name in weights for name in extractor):
+        places = {name: place for name, place in places.items() if name not in extractor}
+    expected = {place.name for place in places.values()}
+    missing, unexpected = expected - weights.keys(), weights.keys() - expected
+    if config.tie_word_embeddings:
+        unexpected -= {HEAD}
+    if missing:
+        raise ValueError(
+            f"lacks {len(missing)} of {len(expected)} weights ({few(missing)}); copy the whole checkpoint again, or "
+            "the config.json that was saved with it"
+        )
+    if unexpected:
+        raise ValueError(
+            f"{len(unexpected)} weights are of no part of such a model ({few(unexpected)}); name a checkpoint that the "
+            "published code wrote"
+        )
+    _require_shapes({name: shapes[name] for name in places}, places, weights)
+    return places
+
+
+def _require_shapes(
+    shapes: Mapping[str, tuple[int, ...]], places: Mapping[str, PublishedName], weights: Mapping[str, StoredWeight]
+) -> None:
+    wrong = {}
+    for name, (first, *rest) in shapes.items():
+        place = places[name]
+        needed, stored = (first * place.parts, *rest), weights[place.name]
+        if stored.shape != needed:
+            wrong[place.name] = f"{place.name} is {stored.shape} and not {needed}"
+        if not stored.dtype.is_floating_point:
+            raise ValueError(f"{place.name} is {stored.dtype}; give weights that are not quantised")
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} weights have other shapes than config.json and tower ask for: {wrong[min(wrong)]}; give the "
+            "config.json, the language model and the tower that they were trained with"
+        )
+
+
+def _outlines(
+    checkpoint: Checkpoint, needed: Mapping[str, PublishedName], dtype: torch.dtype | None
+) -> dict[str, Outline]:
+    """Shape and dtype of every weight that is written."""
+    outlines = {}
+    for name, place in needed.items():
+        stored = checkpoint.weights[place.name]
+        rows, *rest = stored.shape
+        outlines[name] = ((rows // place.parts, *rest), dtype or stored.dtype)
+    return outlines
+
+
+def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Greedy answers that end where the tokenizer says; published files hold settings that cannot be saved."""
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _facts(checkpoint: Checkpoint, config: OspreyTPConfig) -> tuple[str, ...]:
+    tiling = config.tiling
+    facts = [
+        f"vision tower {config.vision_config.num_hidden_layers} layers of {config.vision_config.hidden_size}, "
+        f"language model {config.text_config.num_hidden_layers} layers of {config.text_config.hidden_size}",
+        f"scale factor {config.scale_factor}, {tiling.tokens_per_tile} visual tokens a tile, at most "
+        f"{config.max_tiles} tiles, preset {config.preset}",
+    ]
+    if not checkpoint.has_regions:
+        facts.append("no region encoder: ask about whole pictures, or train stage 2 first")
+    if not checkpoint.is_sliced and not checkpoint.is_projector_alone:
+        facts.append("trained on one square a picture; here larger pictures are cut into tiles, which it has not seen")
+    return tuple(facts)

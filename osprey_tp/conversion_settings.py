@@ -46,6 +46,14 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def own_choices(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--reverse` wrote beside the published fields."""
+    own = settings.get(OWN_KEY, {})
+    if not isinstance(own, dict):
+        raise ValueError(f"{OWN_KEY} in config.json is no object; restore what --reverse wrote")
+    return own
+
+
 def require_published_kind(place: Path, settings: Mapping[str, Any], names: list[str]) -> str:
     """The `projector_type` of a published checkpoint.
 
@@ -91,7 +99,7 @@ def describe_kind(projector_type: str, sliced: bool, has_regions: bool) -> str:
 
 def language_config(settings: Mapping[str, Any]) -> PreTrainedConfig:
     """The language model of a flat published `config.json`."""
-    own = settings.get(OWN_KEY, {}).get("text_config")
+    own = own_choices(settings).get("text_config")
     if own is not None:
         return LlamaConfig(**own)
     fields = {name: settings[name] for name in _LANGUAGE_FIELDS if settings.get(name) is not None}
@@ -112,7 +120,7 @@ def config_of_folder(folder: Path) -> PreTrainedConfig:
 
 def tower_config(settings: Mapping[str, Any], weights: Mapping[str, StoredWeight]) -> PreTrainedConfig:
     """The CLIP tower whose weights a checkpoint holds; sizes follow from their shapes, 64 channels a head."""
-    own = settings.get(OWN_KEY, {}).get("vision_config")
+    own = own_choices(settings).get("vision_config")
     if own is not None:
         return CLIPVisionConfig(**own)
 
@@ -162,7 +170,9 @@ def check_facts(settings: Mapping[str, Any], width: int) -> None:
     for name, values in expected.items():
         found = settings.get(name)
         if found is not None and found not in values:
-            remedy = "name the tower that it was trained with" if name == "mm_hidden_size" else "name another checkpoint"
+            remedy = (
+                "name the tower that it was trained with" if name == "mm_hidden_size" else "name another checkpoint"
+            )
             raise ValueError(f"config.json has {name} {found!r}, and {values[0]!r} is what can be converted; {remedy}")
 
 
@@ -190,7 +200,7 @@ def published_choices(
         choices |= {"spatial_token": True, "spatial_side": round(spatial.shape[1] ** 0.5)}
     if settings.get("patch_num") is not None:
         choices["max_tiles"] = int(settings["patch_num"])
-    own = {name: value for name, value in settings.get(OWN_KEY, {}).items() if name in choices_of_a_model()}
+    own = {name: value for name, value in own_choices(settings).items() if name in choices_of_a_model()}
     return choices | own | {name: value for name, value in given.items() if value is not None}
 
 

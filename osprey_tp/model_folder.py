@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 ADAPTER_FOLDER = "adapter"
 """Name of the folder, inside that of a run, that holds the adapters that the run trained."""
@@ -15,3 +17,17 @@ def require_merged(folder: Path) -> None:
             f"{folder} holds adapters, not a whole model; merge them first: "
             f"python -m scripts.merge {folder} {folder.with_name(folder.name + '-merged')}"
         )
+
+
+def pixel_scale(tower: Path) -> dict[str, Any]:
+    """Mean and deviation of pixels that a vision tower was trained with, if its folder says so.
+
+    Raises:
+        ValueError: if its file of them is no JSON object.
+    """
+    file = tower / "preprocessor_config.json"
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is no JSON object ({error}); copy it again") from error

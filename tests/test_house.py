@@ -33,6 +33,7 @@ COMMANDS = (
     "app",
     "scripts.train",
     "scripts.merge",
+    "scripts.convert",
     "scripts.export_parts",
     "scripts.benchmark",
     "scripts.benchmark eval",

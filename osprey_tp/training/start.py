@@ -6,7 +6,6 @@ with random weights only where the stage says so (`Stage.may_begin_new`), or whe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers.integrations import deepspeed as deepspeed_integration
 from transformers.utils import logging
 
 from osprey_tp.configuration import OspreyTPConfig
-from osprey_tp.model_folder import require_merged
+from osprey_tp.model_folder import pixel_scale, require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
 from osprey_tp.projectors import build_projector
@@ -113,7 +112,7 @@ def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGenerati
         model = OspreyTPForConditionalGeneration.from_parts(tower, language_model, **(token_ids | geometry))
     model.set_attn_implementation(settings.attention)
     model.generation_config = _greedy(language_model.generation_config, tokenizer)
-    processor = OspreyTPProcessor.from_config(model.config, tokenizer, settings.model_template, **_pixel_scale(vision))
+    processor = OspreyTPProcessor.from_config(model.config, tokenizer, settings.model_template, **pixel_scale(vision))
     return model, processor
 
 
@@ -226,13 +225,6 @@ def _greedy(saved: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Gene
     """Where answers end, without the language model's settings of sampling, some of which cannot be saved."""
     end = tokenizer.eos_token_id if saved.eos_token_id is None else saved.eos_token_id
     return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id)
-
-
-def _pixel_scale(tower: Path) -> dict[str, Any]:
-    """Mean and deviation of pixels that the tower was trained with, if its folder says so."""
-    file = tower / "preprocessor_config.json"
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
 
 
 @contextmanager
