@@ -1,10 +1,10 @@
 """A published checkpoint, recognised: what it is called, what it says of itself, and where its weights lie.
 
-| given                                                | is                                                              |
-|------------------------------------------------------|-----------------------------------------------------------------|
-| folder with a language model and `model.mm_projector.*` | TokenPacker, TokenPacker-HD, LLaVA-1.5 or LLaVA-STF, by names |
-| the same with `mask_extractor.*`                     | with Osprey                                                     |
-| `mm_projector.bin`, or a folder with no other weights | a projector of stage 1; language model and tower come from folders |
+| given                                                    | is                                                        |
+|----------------------------------------------------------|-----------------------------------------------------------|
+| a folder with a language model and `model.mm_projector.*` | TokenPacker(-HD), LLaVA-1.5 or LLaVA-STF, by the names   |
+| the same with `mask_extractor.*`                         | with Osprey                                               |
+| `mm_projector.bin`, or a folder without other weights    | a projector of stage 1; the rest is in folders of its own |
 """
 
 from __future__ import annotations

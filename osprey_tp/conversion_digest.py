@@ -1,4 +1,4 @@
-"""A converted model proves itself: a fixed picture and two fixed regions, and what the model says of them in numbers."""
+"""A converted model proves itself: a fixed picture and two fixed regions, what the model says of them, and numbers."""
 
 from __future__ import annotations
 

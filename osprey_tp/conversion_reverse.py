@@ -60,7 +60,8 @@ def reverse(source: Path, out: Path, dtype: str | None = None, max_shard_size: i
     def make(name: str) -> Tensor:
         return torch.cat([reader.read(stored[ours]).to(outlines[name][1]) for ours in pieces[name]])
 
-    template = processor.chat_template if processor.chat_template != chat_template(DEFAULT_TEMPLATE) else None
+    text = str(processor.chat_template)
+    template = None if text == chat_template(DEFAULT_TEMPLATE) else text
     settings = published.to_published(config, str(next(iter(outlines.values()))[1]).removeprefix("torch."), template)
     with folder_aside(out) as aside:
         size = write_shards(aside, outlines, make, max_shard_size)
@@ -110,5 +111,5 @@ def _facts(config: OspreyTPConfig) -> tuple[str, ...]:
     if not different:
         return ()
     return (
-        f"the published code prepares pictures and regions in its own way; this model has its own {few(different)}",
+        f"the published code prepares pictures in its own way; this model was trained with another {few(different)}",
     )

@@ -82,7 +82,8 @@ def require_published_kind(place: Path, settings: Mapping[str, Any], names: list
         saved = settings.get("mm_projector_type", "none")
         shown = few(name for name in names if "mm_projector" in name) or few(names)
         raise ValueError(
-            f"{place} has no projector that is known here (mm_projector_type {saved}, weights {shown}); name {_expected()}"
+            f"{place} has no projector that is known here (mm_projector_type {saved}, weights {shown}); name "
+            + _expected()
         )
     return projector_type
 
@@ -170,9 +171,7 @@ def check_facts(settings: Mapping[str, Any], width: int) -> None:
     for name, values in expected.items():
         found = settings.get(name)
         if found is not None and found not in values:
-            remedy = (
-                "name the tower that it was trained with" if name == "mm_hidden_size" else "name another checkpoint"
-            )
+            remedy = "name its own vision tower" if name == "mm_hidden_size" else "name another checkpoint"
             raise ValueError(f"config.json has {name} {found!r}, and {values[0]!r} is what can be converted; {remedy}")
 
 

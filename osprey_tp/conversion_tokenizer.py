@@ -44,11 +44,11 @@ def load_tokenizer(folder: Path, rows: int) -> PreTrainedTokenizerBase:
     special = {name: text for name in _SPECIAL if (text := _text(settings.get(name))) is not None}
     defaults = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     known = backend.get_vocab()
-    special = {name: text for name, text in (defaults | special).items() if text in known}
+    options: dict[str, Any] = {name: text for name, text in (defaults | special).items() if text in known}
     longest = settings.get("model_max_length")
     if isinstance(longest, int) and 0 < longest < _NO_LIMIT:
-        special["model_max_length"] = longest
-    return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="right", **special)
+        options["model_max_length"] = longest
+    return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="right", **options)
 
 
 def _read_json(file: Path) -> Tokenizer:

@@ -1,7 +1,7 @@
 """Turn a published checkpoint into a folder that from_pretrained loads, or write the published layout of one.
 
     python -m scripts.convert SRC DST --verify
-    python -m scripts.convert mm_projector.bin DST --language-model vicuna-7b-v1.5 --vision-tower clip-vit-large-patch14-336
+    python -m scripts.convert mm_projector.bin DST --language-model vicuna-7b --vision-tower clip-vit-l-14-336
     python -m scripts.convert MODEL DST --reverse
 
 SRC is a checkpoint of TokenPacker, TokenPacker-HD (with or without Osprey), LLaVA-1.5 or LLaVA-STF, or a stage-1
@@ -68,9 +68,16 @@ def _summary(done: Converted, out: Path) -> str:
 
 def _verification(folder: Path) -> str:
     """The digest of a converted folder, with the figures that it is made of."""
+    from transformers.utils import logging
+
     from osprey_tp.conversion_digest import digest_of
 
-    digest = digest_of(folder)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a region encoder that is not there is told in one line
+    try:
+        digest = digest_of(folder)
+    finally:
+        logging.set_verbosity(verbosity)
     lines = [f"digest {digest.text}"]
     for number, (prompt, answer, figures) in enumerate(
         zip(digest.prompt_ids, digest.answer_ids, digest.figures, strict=True), start=1
