@@ -28,7 +28,8 @@ class Digest:
             on the same kind of machine, and another for other weights.
         prompt_ids: Of every prompt, `<image>` expanded.
         answer_ids: Of every greedy answer, at most 8 tokens.
-        figures: For every prompt, mean, deviation, largest and smallest of the next token's logits.
+        figures: For every prompt, mean size and deviation of its visual tokens, of its region tokens if it has any, and
+            of the next token's logits.
     """
 
     text: str
@@ -81,21 +82,29 @@ def digest_of(folder: Path, device: str | None = None) -> Digest:
 def _answer(
     describer: RegionDescriber, picture: Image.Image, regions: list[np.ndarray], question: str
 ) -> tuple[list[int], list[int], list[float]]:
-    """Ids of prompt and greedy answer, and figures of the first logits."""
+    """Ids of prompt and greedy answer, and figures of what tower, projector, region encoder and language model make."""
     model: Any = describer.model
     item = {"type": "image", "image": picture, "regions": regions}
     content = [item, {"type": "text", "text": OVERVIEW + question}]
     batch = describer.processor.prepare([[{"role": "user", "content": content}]], add_generation_prompt=True)
     batch = batch.to(model.device)
-    logits = model(**batch, logits_to_keep=1).logits[0, -1].double().cpu()
-    if not torch.isfinite(logits).all():
-        raise ValueError("a logit of the converted model is no number; convert with --dtype float32 or bfloat16")
+    vision = {name: tensor for name, tensor in batch.items() if name not in ("input_ids", "attention_mask")}
+    features = model.get_image_features(**vision)
+    made = [*features.pooler_output, model(**batch, logits_to_keep=1).logits[0, -1]]
+    if features.region_tokens is not None:
+        made.insert(1, features.region_tokens)
+    if not all(torch.isfinite(tensor).all() for tensor in made):
+        raise ValueError("the converted model makes numbers that are none; convert with --dtype float32 or bfloat16")
     length = batch["input_ids"].shape[1]
     answer = model.generate(**batch, max_new_tokens=_NEW_TOKENS, do_sample=False)[0, length:].tolist()
-    figures = [logits.mean(), logits.std(correction=0), logits.max(), logits.min()]
-    return batch["input_ids"][0].tolist(), answer, [figure.item() for figure in figures]
+    figures = [figure(tensor.double()).item() for tensor in made for figure in (_mean_size, torch.std)]
+    return batch["input_ids"][0].tolist(), answer, figures
+
+
+def _mean_size(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.abs().mean()
 
 
 def _rounded(figure: float) -> str:
-    """Two significant digits: rounding errors of another machine move them rarely."""
-    return f"{figure:.1e}"
+    """Three significant digits: rounding errors of another machine move them rarely."""
+    return f"{figure:.2e}"

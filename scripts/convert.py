@@ -82,11 +82,9 @@ def _verification(folder: Path) -> str:
     for number, (prompt, answer, figures) in enumerate(
         zip(digest.prompt_ids, digest.answer_ids, digest.figures, strict=True), start=1
     ):
-        mean, deviation, largest, smallest = figures
-        lines.append(
-            f"question {number}: {len(prompt)} tokens, answer {' '.join(map(str, answer))}; logits mean {mean:.4g}, "
-            f"deviation {deviation:.4g}, {smallest:.4g} to {largest:.4g}"
-        )
+        parts = ("visual", "logits") if len(figures) == 4 else ("visual", "region", "logits")
+        sizes = ", ".join(f"{part} {figures[2 * n]:.6g} {figures[2 * n + 1]:.6g}" for n, part in enumerate(parts))
+        lines.append(f"question {number}: {len(prompt)} tokens, answer {' '.join(map(str, answer))}; {sizes}")
     return "".join(f"{line}\n" for line in lines)
 
 

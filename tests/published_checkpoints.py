@@ -165,12 +165,14 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor], suffix: str = 
     """Files as transformers 4.31 writes them, with their index where there are several."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = "model" if suffix == ".safetensors" else "pytorch_model"
-    names = list(weights)
-    size = -(-len(names) // shards)
-    places = {}
+    ends = np.cumsum([weight.nbytes for weight in weights.values()])
+    of_shard = np.minimum(ends * shards // (ends[-1] + 1), shards - 1)  # about as many bytes in each
+    places: dict[str, str] = {}
     for number in range(shards):
         file = f"{stem}{suffix}" if shards == 1 else f"{stem}-{number + 1:05d}-of-{shards:05d}{suffix}"
-        held = {name: weights[name] for name in names[number * size : (number + 1) * size]}
+        held = {
+            name: weight for (name, weight), shard in zip(weights.items(), of_shard, strict=True) if shard == number
+        }
         places |= dict.fromkeys(held, file)
         if suffix == ".safetensors":
             save_file(held, folder / file, metadata={"format": "pt"})

@@ -1,0 +1,186 @@
+"""Published checkpoints to model folders and back: what is recognised, what is written, and that nothing is lost."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from osprey_tp import RegionDescriber
+from osprey_tp.conversion_digest import digest_of, fixed_picture, fixed_regions
+from scripts import convert
+
+from . import published_checkpoints as published
+from .tiny_models import save_tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: object) -> None:
+    assert convert.main([str(argument) for argument in arguments]) == 0
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: weight for file in sorted(folder.glob("*.safetensors")) for name, weight in load_file(file).items()}
+
+
+KINDS = {
+    "TokenPacker-HD with Osprey": ("tokenpacker", True, {}, 2, 9),
+    "TokenPacker-HD": ("tokenpacker", False, {"scale_factor": 3, "patch_num": 16}, 3, 16),
+    "TokenPacker": ("tokenpacker", False, {"scale_factor": 4, "image_aspect_ratio": "pad"}, 4, 9),
+    "LLaVA-1.5": ("mlp", False, {"model_type": "llava_llama", "image_aspect_ratio": "pad"}, 1, 9),
+    "LLaVA-STF": ("stf", False, {"mm_patch_merge_type": "flat"}, 2, 9),
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_is_recognised_and_comes_back_byte_for_byte(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    projector, regions, changes, scale_factor, max_tiles = KINDS[kind]
+    source = published.write_checkpoint(tmp_path / "source", projector, regions, shards=3, **changes)
+    run(source, tmp_path / "model", "--max-shard-size", "1MB")
+    said = capsys.readouterr().out
+    assert said.startswith(f"{kind}: ")
+    assert ("no region encoder" in said) == (not regions)
+    assert ("trained on one square a picture" in said) == ("HD" not in kind)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["projector_type"], config["scale_factor"], config["max_tiles"]) == (
+        projector,
+        scale_factor,
+        max_tiles,
+    )
+    assert (config["preset"], config["dtype"]) == ("published", "float32")
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) >= 3
+
+    run(tmp_path / "model", tmp_path / "back", "--reverse", "--max-shard-size", "2MB")
+    back = weights_of(tmp_path / "back")
+    assert back.keys() == published.shapes_of(projector, regions).keys()
+    of_source = {name: w for file in source.glob("*.bin") for name, w in torch.load(file).items()}
+    assert all(torch.equal(weight, of_source[name]) for name, weight in back.items())
+    flat = json.loads((tmp_path / "back" / "config.json").read_text())
+    original = published.published_config(projector)
+    same = ("model_type", "architectures", *published.LANGUAGE, "mm_hidden_size", "mm_vision_select_layer")
+    assert {name: flat[name] for name in same} == {name: original[name] for name in same}
+
+    run(tmp_path / "back", tmp_path / "again", "--max-shard-size", "1MB")
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "source")
+
+
+@pytest.fixture(scope="module")
+def model(source: Path) -> Path:
+    run(source, source.parent / "model")
+    return source.parent / "model"
+
+
+def test_a_converted_folder_is_a_model_folder_like_any_other(model: Path, tmp_path: Path) -> None:
+    loaded = AutoModelForImageTextToText.from_pretrained(model)
+    processor = AutoProcessor.from_pretrained(model)
+    processor.check_fits(loaded.config)
+    loaded.save_pretrained(tmp_path)
+    assert all(torch.equal(weight, weights_of(model)[name]) for name, weight in weights_of(tmp_path).items())
+    session = RegionDescriber.from_pretrained(model, device="cpu").open(fixed_picture())
+    assert len(session.ask(fixed_regions(), max_new_tokens=2)) == 2
+    assert processor.tokenizer.pad_token_id == 0
+    assert processor.tokenizer.model_max_length == 2048
+
+
+def test_the_digest_stands_for_the_weights(
+    source: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(source, tmp_path / "model", "--verify")
+    (shown,) = re.findall(r"digest (\w{16})", capsys.readouterr().out)
+    digest = digest_of(model)
+    assert digest.text == shown
+    assert len(digest.answer_ids) == 2 and digest.figures[0] != digest.figures[1]
+    weights = weights_of(tmp_path / "model")
+    weights["model.region_encoder.output.bias"] += 1
+    published.write_weights(tmp_path / "model", weights, ".safetensors")
+    assert digest_of(tmp_path / "model").text != shown
+
+
+def test_dtypes_are_kept_or_asked_for(tmp_path: Path) -> None:
+    folder = published.write_checkpoint(tmp_path / "source", dtype=torch.float16, suffix=".safetensors")
+    run(folder, tmp_path / "half")
+    assert {weight.dtype for weight in weights_of(tmp_path / "half").values()} == {torch.float16}
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"
+    run(folder, tmp_path / "brain", "--dtype", "bfloat16")
+    assert {weight.dtype for weight in weights_of(tmp_path / "brain").values()} == {torch.bfloat16}
+
+
+def test_clip_is_taken_from_a_folder_of_its_own(source: Path, model: Path, tmp_path: Path) -> None:
+    """A whole CLIP, with its tower of texts and its own pixel scale; that in the checkpoint is passed over."""
+    own = weights_of(model)
+    tower = {
+        f"vision_model.{name.removeprefix('model.vision_tower.')}": weight + 1
+        for name, weight in own.items()
+        if name.startswith("model.vision_tower.")
+    }
+    published.write_weights(tmp_path / "clip", tower | {"logit_scale": torch.ones(()), "text_model.x": torch.ones(2)})
+    vision = json.loads((model / "config.json").read_text())["vision_config"]
+    (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
+    scale = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(scale))
+    run(source, tmp_path / "model", "--vision-tower", tmp_path / "clip")
+    for name, weight in weights_of(tmp_path / "model").items():
+        expected = own[name] + 1 if name.startswith("model.vision_tower.") else own[name]
+        assert torch.equal(weight, expected), name
+    image_processor = AutoProcessor.from_pretrained(tmp_path / "model").image_processor
+    assert {name: list(getattr(image_processor, name)) for name in scale} == scale
+    run(tmp_path / "model", tmp_path / "back", "--reverse")
+    run(tmp_path / "back", tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "model")
+
+
+def test_what_training_wrote_comes_back_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another preset, other layers, a spatial token, another template: published code reads what it can."""
+    folder = save_tiny_model(tmp_path / "model", spatial_token=True, spatial_side=12, max_tiles=16)
+    run(folder, tmp_path / "back", "--reverse")
+    assert "this model was trained with another region_pooling, resize_mode, row_separator_token_id and 1 more" in (
+        capsys.readouterr().out
+    )
+    run(tmp_path / "back", tmp_path / "first")
+    assert digest_of(tmp_path / "first") == digest_of(folder)
+    run(tmp_path / "first", tmp_path / "second-back", "--reverse")
+    run(tmp_path / "second-back", tmp_path / "second")
+    assert files_of(tmp_path / "second") == files_of(tmp_path / "first")
+
+
+def test_memory_stays_under_two_shards(source: Path, tmp_path: Path) -> None:
+    """Of both kinds of files, kept as they are and in another dtype, in one process that does nothing else."""
+    sizes = {"hidden_size": 256, "intermediate_size": 3000, "num_hidden_layers": 12}
+    shapes = published.shapes_of("tokenpacker", **sizes)
+    weights = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
+    total = sum(weight.nbytes for weight in weights.values())
+    for suffix in (".bin", ".safetensors"):
+        published.write_weights(tmp_path / suffix, weights, suffix, shards=8)
+        published.write_tokenizer(tmp_path / suffix)
+        (tmp_path / suffix / "config.json").write_text(json.dumps(published.published_config("tokenpacker", **sizes)))
+    del weights
+    shard = min(path.stat().st_size for path in (tmp_path / ".bin").glob("*00002-of*.bin"))
+    assert total > 7 * shard
+    jobs = [f"{tmp_path}/.bin:{tmp_path}/kept:", f"{tmp_path}/.safetensors:{tmp_path}/halved:bfloat16"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.converting_in_little_memory", str(source), str(shard), *jobs],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 0 < int(done.stdout) < 2 * shard
+    written = {name: sum(f.stat().st_size for f in (tmp_path / name).glob("*.s*")) for name in ("kept", "halved")}
+    assert written["kept"] > total and written["halved"] > total / 2
