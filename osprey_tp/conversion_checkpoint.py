@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from osprey_tp import conversion_settings as published
@@ -167,6 +168,6 @@ def naming(place: Path) -> Iterator[None]:
     """Let errors about what lies there begin with its name, on one line."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         text = " ".join(str(error).split())
         raise ValueError(text if text.startswith(str(place)) else f"{place}: {text}") from error

@@ -169,7 +169,7 @@ def read_torch(file: Path) -> dict[str, Tensor]:
         mapped = file.open("rb").read(2) == b"PK"  # zip, torch's format since 1.6
         weights: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        raise ValueError(f"{file} must hold tensors by name, and nothing else; name a checkpoint's weights")
+        raise ValueError(f"{file} must hold tensors by name, and nothing else; name a file of weights")
     return {str(name): weight for name, weight in weights.items()}
 
 

@@ -125,8 +125,9 @@ def convert(source: Path, out: Path, options: ConversionOptions | None = None) -
 
 def require_new(out: Path) -> None:
     """Raise ValueError if a folder cannot be made there."""
-    if out.is_file():
-        raise ValueError(f"{out} is a file; name a folder to make")
+    first = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if first.is_file():
+        raise ValueError(f"{first} is a file; name a folder to make")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists; remove it, or name another folder")
 

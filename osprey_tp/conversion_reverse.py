@@ -52,6 +52,7 @@ def reverse(source: Path, out: Path, dtype: str | None = None, max_shard_size: i
         config = OspreyTPConfig.from_pretrained(source)
         processor = OspreyTPProcessor.from_pretrained(source, local_files_only=True)
         processor.check_fits(config)
+        published.require_published_can_hold(config)
         stored = list_weights(source)
         pieces = _pieces(config, stored)
     outlines = {name: _outline([stored[ours] for ours in of_name], kept) for name, of_name in pieces.items()}

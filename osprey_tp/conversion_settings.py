@@ -17,6 +17,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedCo
 from osprey_tp.configuration import OspreyTPConfig, choices_of_a_model
 from osprey_tp.conversion import PUBLISHED_REGION_ENCODER_PREFIX, PUBLISHED_TOWER_PREFIX, projector_type_of
 from osprey_tp.conversion_files import StoredWeight, few
+from osprey_tp.projectors import PROJECTORS
 
 OWN_KEY = "osprey_tp"
 """Key of a published `config.json` under which `--reverse` writes what that file has no words for."""
@@ -210,12 +211,8 @@ def to_published(config: OspreyTPConfig, dtype: str, template: str | None) -> di
         config: Of the model.
         dtype: Of its weights.
         template: Its chat template, if it is not `vicuna_v1`.
-
-    Raises:
-        ValueError: if the published code cannot hold such a model.
     """
     text, vision = config.text_config, config.vision_config
-    _require_published_can_hold(config)
     rope = dict(text.rope_parameters or {})
     settings: dict[str, Any] = {
         "architectures": ["LlavaLlamaForCausalLM"],
@@ -251,11 +248,17 @@ def _plain(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_diff_dict().items() if name not in ("transformers_version",)}
 
 
-def _require_published_can_hold(config: OspreyTPConfig) -> None:
+def require_published_can_hold(config: OspreyTPConfig) -> None:
+    """Raise ValueError if the published code has no place for such a model, or would read other layers."""
+    states = config.vision_config.num_hidden_layers + 1
+    layers = [layer + states if layer < 0 else layer for layer in PROJECTORS[config.projector_type].published_layers]
     found = {
         "language model": (config.text_config.model_type, "llama"),
         "vision tower": (config.vision_config.model_type, "clip_vision_model"),
         "output_norm_scale": (config.output_norm_scale, None),
+        "spatial_token": (config.spatial_token, False),
+        "feature_layers": (config.feature_layers, layers),
+        "projector_feature_layers": (config.projector_feature_layers, None),
         "region_feature_layers": (config.region_feature_layers, None),
     }
     for name, (value, expected) in found.items():

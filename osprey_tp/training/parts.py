@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from osprey_tp.files import folder_aside
 from osprey_tp.model_folder import ADAPTER_FOLDER
@@ -119,6 +119,7 @@ def parts_in(path: Path) -> tuple[str, ...]:
 def read_parts(path: Path) -> tuple[Path, PartWeights]:
     """The file of `load_parts` and what it holds, by our names."""
     from osprey_tp.conversion import parts_from_published
+    from osprey_tp.conversion_files import read_torch
 
     file = path / PARTS_FILE if path.is_dir() else path
     if not file.is_file():
@@ -137,7 +138,7 @@ def read_parts(path: Path) -> tuple[Path, PartWeights]:
                 if part in names
             }
     else:
-        weights = _read_torch(file)
+        weights = read_torch(file)
     if not weights:
         raise ValueError(f"{file} holds no weights")
     try:
@@ -154,21 +155,6 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is no whole safetensors file ({error}); copy or export it again") from error
-
-
-def _read_torch(file: Path) -> dict[str, Tensor]:
-    """A file of `torch.save` that holds tensors by name and nothing else; no other object is ever built from it."""
-    import pickle
-
-    import torch
-
-    try:
-        weights: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} is no file of weights alone; give a safetensors file, or torch weights") from error
-    if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        raise ValueError(f"{file} must hold tensors by name, and nothing else")
-    return weights
 
 
 def _require_same_geometry(file: Path, config: OspreyTPConfig) -> None:
