@@ -333,6 +333,7 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
         model.set_output_embeddings(language_models.head_of(language_model, model.lm_head))
         model.generation_config = language_model.generation_config
         language_models.require_same_logits(model, language_model)
+        vision_towers.require_cells(vision_tower, config.feature_layers or (), config.tiling)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
