@@ -24,6 +24,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 import osprey_tp.tiny_tower  # noqa: F401 - its model type may be that of a vision tower
 from osprey_tp.tiling import Tiling
+from osprey_tp.vision_towers import native_tile_size, require_fit, square_side
 
 if TYPE_CHECKING:
     from osprey_tp.projectors import Projector
@@ -137,6 +138,8 @@ class OspreyTPConfig(PreTrainedConfig):
             the tower, as published. Of `tokenpacker` alone.
         scale_factor: s; a tile of n x n cells becomes (n/s)^2 visual tokens. By default as published: 2, and 1 for
             `mlp`, which can have no other.
+        tile_size: Side of a tile in pixels, a multiple of the tower's patches. By default what the tower looks at; for
+            other sizes it interpolates its position embeddings.
         max_tiles: Size of the table of tile grids: 9, 16 or 25.
         feature_layers: Indices into the tower's hidden states (0 is the patch embedding, negative ones count from the
             end) that the projector and the region encoder read, in this order; by default those of the published
@@ -176,6 +179,7 @@ class OspreyTPConfig(PreTrainedConfig):
     projector_type: str = "tokenpacker"
     projector_num_attention_heads: int | None = None
     scale_factor: int | None = None
+    tile_size: int | None = None
     max_tiles: int = 9
     feature_layers: list[int] | tuple[int, ...] | None = None
     projector_feature_layers: list[int] | tuple[int, ...] | None = None
@@ -203,6 +207,7 @@ class OspreyTPConfig(PreTrainedConfig):
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {values}, not {getattr(self, name)!r}")
+        require_fit(self.vision_config)
         self._choose_as_published()
         if self.projector_num_attention_heads is None:
             self.projector_num_attention_heads = max(1, self.vision_config.hidden_size // 128)
@@ -238,8 +243,8 @@ class OspreyTPConfig(PreTrainedConfig):
     def tiling(self) -> Tiling:
         """The geometry rules that follow from this configuration."""
         return Tiling(
-            tile_size=_side(self.vision_config.image_size),
-            patch_size=_side(self.vision_config.patch_size),
+            tile_size=native_tile_size(self.vision_config) if self.tile_size is None else self.tile_size,
+            patch_size=square_side(self.vision_config.patch_size),
             scale_factor=self.scale_factor or 1,
             max_tiles=self.max_tiles,
             thumbnail=self.thumbnail_source != "none",
@@ -353,14 +358,6 @@ def choices_of_a_model() -> list[str]:
     given = ("text_config", "vision_config", "tie_word_embeddings")
     own = OspreyTPConfig.__annotations__
     return [name for name in own if name not in given and not name.endswith("_token_id")]
-
-
-def _side(size: int | list[int] | tuple[int, int]) -> int:
-    if isinstance(size, int):
-        return size
-    if len(set(size)) != 1:
-        raise ValueError(f"tiles and patches are square; the vision tower has {tuple(size)}")
-    return size[0]
 
 
 _FRAMEWORK_KEYWORDS = {

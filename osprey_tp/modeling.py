@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
+from osprey_tp import language_models, vision_towers
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.modeling_base import OspreyTPFeatures, OspreyTPPreTrainedModel
 from osprey_tp.projectors import build_projector
@@ -49,6 +50,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         self.projector = build_projector(config)
         self.region_encoder = RegionEncoder(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        language_models.require_fit(self.language_model)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -72,11 +74,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         # gradient checkpointing asks every embedding for gradients, and a frozen tower would keep all activations
         trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            states = self.vision_tower(
-                pixel_values.to(self.vision_tower.dtype), output_hidden_states=sorted(set(layers)), return_dict=True
-            ).hidden_states
-        cells = self.config.tiling.cells_per_tile
-        return torch.stack([states[layer][:, -cells:] for layer in layers])
+            return vision_towers.encode(self.vision_tower, pixel_values, layers, self.config.tiling.cells_per_tile)
 
     def visual_tokens(self, cells: Tensor, tile_grids: Tensor) -> list[Tensor]:
         """Project the cells of every tile and lay the tokens of each picture out with separators.
@@ -296,12 +294,12 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
     """
 
     fused_loss: Callable[..., Tensor] | None = None
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: OspreyTPConfig) -> None:
         super().__init__(config)
         self.model = OspreyTPModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = language_models.build_head(config.text_config)
+        self._tied_weights_keys = language_models.tied_weights(self.model.language_model, "model.language_model.")
         self.post_init()
 
     @classmethod
@@ -313,13 +311,16 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
         Args:
             vision_tower: Any vision transformer of transformers with hidden states, or a model that holds one as
                 `vision_model`.
-            language_model: Any causal language model of transformers.
+            language_model: Any causal language model of transformers (`osprey_tp.language_models` says which).
             choices: Fields of `OspreyTPConfig` (token ids, scale factor, preset, ...).
+
+        Raises:
+            ValueError: if tower or language model is of a kind that cannot be used, or the choices do not fit them.
         """
         vision_tower = getattr(vision_tower, "vision_model", vision_tower)
-        config = OspreyTPConfig(
-            vision_config=vision_tower.config, text_config=language_model.config.get_text_config(), **choices
-        )
+        text_config = language_model.config.get_text_config()
+        config = OspreyTPConfig(vision_config=vision_tower.config, text_config=text_config, **choices)
+        decoder = language_models.decoder_of(language_model, text_config)
         with torch.device("meta"):
             model = cls(config)
         parts = model.model
@@ -328,9 +329,11 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
             part.apply(model._init_weights)
             part.to(device=language_model.device, dtype=language_model.dtype)
         parts.vision_tower = vision_tower
-        parts.language_model = language_model.base_model
-        model.lm_head = language_model.get_output_embeddings()
+        parts.language_model = decoder
+        model.set_output_embeddings(language_models.head_of(language_model, model.lm_head))
         model.generation_config = language_model.generation_config
+        language_models.require_same_logits(model, language_model)
+        vision_towers.require_cells(vision_tower, config.feature_layers or (), config.tiling)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -344,6 +347,10 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
         return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the head's weights; what the family does to its logits stays."""
+        self.lm_head = language_models.with_rule(value, self.config.text_config)
 
     def get_image_features(self, *args: Any, **kwargs: Any) -> OspreyTPFeatures:
         """See `OspreyTPModel.get_image_features`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from osprey_tp.language_models import is_plain
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.training.arguments import RunSettings
 from osprey_tp.training.trainer_arguments import uses_cpu
@@ -37,4 +38,4 @@ def apply_liger(model: OspreyTPForConditionalGeneration) -> None:
     if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise ValueError(f"Liger has no kernels for language models of the type {family}; leave liger out")
     _apply_liger_kernel_to_instance(language_model, cross_entropy=False, fused_linear_cross_entropy=False)
-    model.fused_loss = LigerForCausalLMLoss
+    model.fused_loss = LigerForCausalLMLoss if is_plain(model.lm_head) else None
