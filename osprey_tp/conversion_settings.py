@@ -30,6 +30,7 @@ _LANGUAGE_FIELDS = (
     *("rope_theta", "rope_scaling", "attention_bias", "mlp_bias", "tie_word_embeddings"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 )
+_SEPARATORS = ("tile_separator_token_id", "row_separator_token_id")
 _CHANNELS_PER_HEAD = 64
 """Of every published CLIP tower."""
 
@@ -184,7 +185,7 @@ def is_sliced(settings: Mapping[str, Any], has_regions: bool) -> bool:
 def published_choices(
     settings: Mapping[str, Any], projector_type: str, weights: Mapping[str, StoredWeight], **given: Any
 ) -> dict[str, Any]:
-    """Our configuration's free choices for a published checkpoint.
+    """Our configuration's choices for a published checkpoint, without what follows from tokenizer and parts.
 
     Args:
         settings: Its `config.json`.
@@ -200,7 +201,8 @@ def published_choices(
         choices |= {"spatial_token": True, "spatial_side": round(spatial.shape[1] ** 0.5)}
     if settings.get("patch_num") is not None:
         choices["max_tiles"] = int(settings["patch_num"])
-    own = {name: value for name, value in own_choices(settings).items() if name in choices_of_a_model()}
+    known = {*choices_of_a_model(), *_SEPARATORS}
+    own = {name: value for name, value in own_choices(settings).items() if name in known}
     return choices | own | {name: value for name, value in given.items() if value is not None}
 
 
@@ -235,7 +237,7 @@ def to_published(config: OspreyTPConfig, dtype: str, template: str | None) -> di
         "tune_mm_mlp_adapter": False,
         "use_mm_proj": True,
     }
-    own: dict[str, Any] = {name: getattr(config, name) for name in choices_of_a_model()}
+    own: dict[str, Any] = {name: getattr(config, name) for name in (*choices_of_a_model(), *_SEPARATORS)}
     own["vision_config"] = _plain(vision)
     own["text_config"] = _plain(text)
     if template is not None:
