@@ -30,7 +30,8 @@ TOWER_PREFIX = "model.vision_tower."
 PROJECTOR_PREFIX = "model.projector."
 REGION_ENCODER_PREFIX = "model.region_encoder."
 LANGUAGE_PREFIX = "model.language_model."
-HEAD = "lm_head.weight"
+HEAD_PREFIX = "lm_head."
+HEAD = f"{HEAD_PREFIX}weight"
 
 _FUSED_ATTENTION = "mm_projector.clip_attn.in_proj_"
 _FUSED_PARTS = ("attention.query", "attention.key", "attention.value")
@@ -105,8 +106,8 @@ def published_name(name: str, projector_type: str) -> PublishedName:
         return PublishedName(PUBLISHED_TOWER_PREFIX + name.removeprefix(TOWER_PREFIX))
     if name.startswith(LANGUAGE_PREFIX):
         return PublishedName(PUBLISHED_LANGUAGE_PREFIX + name.removeprefix(LANGUAGE_PREFIX))
-    if name == HEAD:
-        return PublishedName(HEAD)
+    if name.startswith(HEAD_PREFIX):
+        return PublishedName(name)
     raise KeyError(f"no published checkpoint has {name}")
 
 

@@ -20,6 +20,7 @@ from osprey_tp import conversion_settings as published
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.conversion import (
     HEAD,
+    HEAD_PREFIX,
     LANGUAGE_PREFIX,
     PROJECTOR_PREFIX,
     REGION_ENCODER_PREFIX,
@@ -39,7 +40,7 @@ DEFAULT_TEMPLATE = "vicuna_v1"
 SHARD_SIZE = "5GB"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_ORDER = (LANGUAGE_PREFIX, TOWER_PREFIX, PROJECTOR_PREFIX, REGION_ENCODER_PREFIX, HEAD)
+_ORDER = (LANGUAGE_PREFIX, TOWER_PREFIX, PROJECTOR_PREFIX, REGION_ENCODER_PREFIX, HEAD_PREFIX)
 """Parts in the order in which they are written, which is about that of the published files."""
 
 
