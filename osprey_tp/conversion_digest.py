@@ -88,9 +88,10 @@ def _answer(
     content = [item, {"type": "text", "text": OVERVIEW + question}]
     batch = describer.processor.prepare([[{"role": "user", "content": content}]], add_generation_prompt=True)
     batch = batch.to(model.device)
-    vision = {name: tensor for name, tensor in batch.items() if name not in ("input_ids", "attention_mask")}
-    features = model.get_image_features(**vision)
-    made = [*features.pooler_output, model(**batch, logits_to_keep=1).logits[0, -1]]
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    features = model.get_image_features(**{name: tensor for name, tensor in batch.items() if name not in text})
+    logits = model(**text, mm_encoder_outputs={"image": features}, logits_to_keep=1).logits[0, -1]
+    made = [*features.pooler_output, logits]
     if features.region_tokens is not None:
         made.insert(1, features.region_tokens)
     if not all(torch.isfinite(tensor).all() for tensor in made):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -166,8 +167,8 @@ def read_torch(file: Path) -> dict[str, Tensor]:
         OSError: if it cannot be read.
     """
     with _whole(file):
-        mapped = file.open("rb").read(2) == b"PK"  # zip, torch's format since 1.6
-        weights: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        can_be_mapped = zipfile.is_zipfile(file)  # torch's format since 1.6
+        weights: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=can_be_mapped)
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise ValueError(f"{file} must hold tensors by name, and nothing else; name a file of weights")
     return {str(name): weight for name, weight in weights.items()}

@@ -117,7 +117,7 @@ def config_of_folder(folder: Path) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; name a model folder of transformers")
     read_json(folder / "config.json")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return getattr(config, "vision_config", None) or config
 
 

@@ -1,6 +1,7 @@
 """Published checkpoints to model folders and back: what is recognised, what is written, and that nothing is lost."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,8 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from osprey_tp import OspreyTPProcessor, RegionDescriber
+from osprey_tp import OspreyTPConfig, OspreyTPProcessor, RegionDescriber
 from osprey_tp.conversion_digest import digest_of, fixed_picture, fixed_regions
+from osprey_tp.conversion_files import StoredWeight
+from osprey_tp.conversion_folder import needed_weights
+from osprey_tp.conversion_settings import language_config, published_choices, tower_config
 from osprey_tp.processing import chat_template
 from scripts import convert
 
@@ -48,6 +52,9 @@ def test_every_kind_is_recognised_and_comes_back_byte_for_byte(
 ) -> None:
     projector, regions, changes, scale_factor, max_tiles = KINDS[kind]
     source = published.write_checkpoint(tmp_path / "source", projector, regions, shards=3, **changes)
+    if kind == "LLaVA-1.5":  # torch's format before 1.6, which cannot be mapped into memory
+        for file in source.glob("*.bin"):
+            torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
     run(source, tmp_path / "model", "--max-shard-size", "1MB")
     said = capsys.readouterr().out
     assert said.startswith(f"{kind}: ")
@@ -74,6 +81,33 @@ def test_every_kind_is_recognised_and_comes_back_byte_for_byte(
 
     run(tmp_path / "back", tmp_path / "again", "--max-shard-size", "1MB")
     assert files_of(tmp_path / "again") == files_of(tmp_path / "model")
+
+
+PUBLISHED_SIZES = {
+    "7b": ({"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}, 32, 6_738_415_616),
+    "13b": ({"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}, 40, 13_015_864_320),
+}
+
+
+@pytest.mark.parametrize("size", list(PUBLISHED_SIZES))
+@pytest.mark.parametrize("projector", list(published.PROJECTORS))
+def test_names_and_shapes_of_the_published_sizes(projector: str, size: str) -> None:
+    """No weight is made: what is needed is compared with what such a checkpoint holds."""
+    sizes, heads, parameters = PUBLISHED_SIZES[size]
+    sizes = sizes | {"num_attention_heads": heads, "num_key_value_heads": heads, "vocab_size": 32000}
+    tower = {"width": 1024, "layers": 24, "intermediate": 4096, "image": 336, "patch": 14}
+    shapes = published.shapes_of(projector, projector == "tokenpacker", tower, **sizes)
+    stored = {name: StoredWeight(Path("file"), name, shape, torch.float16) for name, shape in shapes.items()}
+    settings = published.published_config(projector, 1024, **sizes)
+    text, vision = language_config(settings), tower_config(settings, stored)
+    choices = published_choices(settings, projector, stored)
+    config = OspreyTPConfig(text_config=text, vision_config=vision, **choices)
+    needed = needed_weights(config, stored)
+    assert {place.name for place in needed.values()} == shapes.keys()
+    language = [name for name in shapes if name.startswith(("model.layers.", "model.embed", "model.norm", "lm_head"))]
+    assert sum(math.prod(shapes[name]) for name in language) == parameters
+    clip = OspreyTPConfig.vicuna_7b().vision_config
+    assert vision.to_dict() == clip.to_dict()
 
 
 @pytest.fixture(scope="module")
