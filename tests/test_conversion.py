@@ -18,6 +18,8 @@ from osprey_tp.conversion_files import StoredWeight
 from osprey_tp.conversion_folder import needed_weights
 from osprey_tp.conversion_settings import language_config, published_choices, tower_config
 from osprey_tp.processing import chat_template
+from osprey_tp.training.arguments import load_settings
+from osprey_tp.training.start import load_start
 from scripts import convert
 
 from . import published_checkpoints as published
@@ -108,6 +110,18 @@ def test_names_and_shapes_of_the_published_sizes(projector: str, size: str) -> N
     assert sum(math.prod(shapes[name]) for name in language) == parameters
     clip = OspreyTPConfig.vicuna_7b().vision_config
     assert vision.to_dict() == clip.to_dict()
+
+
+def test_training_goes_on_from_a_checkpoint_without_regions(tmp_path: Path) -> None:
+    """Stage 2 begins a region encoder, as after stage 1; stage 3 is refused, since none was trained."""
+    run(published.write_checkpoint(tmp_path / "source", regions=False), tmp_path / "model")
+    given = [f"model={tmp_path / 'model'}", "data=d", "output=o"]
+    start, processor = load_start(load_settings(None, ["stage=2", *given]))
+    state = start.state_dict()
+    assert all(torch.equal(weight, state[name]) for name, weight in weights_of(tmp_path / "model").items())
+    assert processor.chat_template == chat_template("vicuna_v1")
+    with pytest.raises(ValueError, match=r"the weights of the region_encoder are missing \(10 of 10"):
+        load_start(load_settings(None, ["stage=3", *given]))
 
 
 @pytest.fixture(scope="module")
