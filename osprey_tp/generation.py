@@ -67,9 +67,7 @@ class RegionGenerationMixin(GenerationMixin):
         repeated = OspreyTPFeatures(pooler_output=repeated_pictures, region_tokens=region_tokens)
         return {**mm_encoder_output, "image": repeated}
 
-    def _get_candidate_generator(  # type: ignore[override]
-        self, generation_config: Any, *args: Any, **kwargs: Any
-    ) -> CandidateGenerator:
+    def _get_candidate_generator(self, generation_config: Any, *args: Any, **kwargs: Any) -> CandidateGenerator:
         """Guesses for assisted generation and prompt lookup, without placeholders.
 
         Raises:
@@ -81,6 +79,6 @@ class RegionGenerationMixin(GenerationMixin):
                 "an assistant does not get the pictures; pass a language model alone as assistant_model, or "
                 "prompt_lookup_num_tokens"
             )
-        guesses = super()._get_candidate_generator(generation_config, *args, **kwargs)
+        guesses = super()._get_candidate_generator(generation_config, *args, **kwargs)  # type: ignore[misc]
         placeholders = torch.tensor([self.config.image_token_id, self.config.region_token_id])
         return WithoutPlaceholders(guesses, placeholders)
