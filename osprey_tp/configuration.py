@@ -36,6 +36,9 @@ CHOICES = {
 }
 """The named choices about pictures and regions, and the values each may take; the image processor has them too."""
 
+REGION_FUSIONS = ("sum", "mlp")
+"""How the levels of a region become one."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "thumbnail_source": "canvas",
@@ -150,6 +153,8 @@ class OspreyTPConfig(PreTrainedConfig):
             this value, which keeps their tokens near the norm of word embeddings. Published checkpoints have none.
         region_pooling: `area` (exact share of each cell that the region covers) or `published` (centre pixels).
         region_feature_layers: Those of `feature_layers` that the region encoder reads, in this order; by default all.
+        region_fusion: How the levels that the region encoder reads become one: `sum` of a linear layer each, as
+            published, or `mlp`, where a GELU follows the sum.
         spatial_token: Give every region a second token, of its shape: the mask shrunk to a square, through an MLP
             (`SpatialEncoder`).
         spatial_side: Side of that square in pixels; published is 112.
@@ -186,6 +191,7 @@ class OspreyTPConfig(PreTrainedConfig):
     output_norm_scale: float | None = None
     region_pooling: Literal["area", "published"] | None = None
     region_feature_layers: list[int] | tuple[int, ...] | None = None
+    region_fusion: Literal["sum", "mlp"] = "sum"
     spatial_token: bool = False
     spatial_side: int = 112
     thumbnail_source: Literal["image", "canvas", "none"] | None = None
@@ -307,6 +313,8 @@ class OspreyTPConfig(PreTrainedConfig):
                 f"the {self.projector_type} projector reads one layer, not projector_feature_layers "
                 f"{self.projector_feature_layers}; name one"
             )
+        if self.region_fusion not in REGION_FUSIONS:
+            raise ValueError(f"region_fusion must be one of {REGION_FUSIONS}, not {self.region_fusion!r}")
         if self.spatial_side < 1:
             raise ValueError(f"spatial_side must be at least 1 pixel, got {self.spatial_side}")
 

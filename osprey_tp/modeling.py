@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -27,6 +27,7 @@ from transformers.utils.generic import can_return_tuple
 
 from osprey_tp import language_models, vision_towers
 from osprey_tp.configuration import OspreyTPConfig
+from osprey_tp.generation import RegionGenerationMixin
 from osprey_tp.modeling_base import OspreyTPFeatures, OspreyTPPreTrainedModel
 from osprey_tp.projectors import build_projector
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
@@ -285,7 +286,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         return self.get_input_embeddings()(input_ids.masked_fill(input_ids >= rows, 0))
 
 
-class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin):
+class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, RegionGenerationMixin):
     """`OspreyTPModel` with a language-model head: loss, logits, `generate`.
 
     Attributes:
@@ -405,32 +406,6 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, GenerationMixin)
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _expand_multimodal_outputs(  # type: ignore[override]
-        self,
-        input_ids: Tensor,
-        mm_encoder_output: dict[str, OspreyTPFeatures],
-        expand_size: int = 1,
-        inputs_embeds: Tensor | None = None,
-    ) -> dict[str, OspreyTPFeatures]:
-        """Repeat pictures and regions prompt by prompt, for beams and several returned sequences."""
-        features = mm_encoder_output.get("image")
-        if features is None:
-            return mm_encoder_output
-        pictures = list(features.pooler_output or [])  # empty where a session has read them into the cache
-        repeated_pictures: list[Tensor] = []
-        for placeholders in (input_ids == self.config.image_token_id).sum(dim=1).tolist():
-            of_prompt: list[Tensor] = []
-            while pictures and sum(map(len, of_prompt)) < placeholders:
-                of_prompt.append(pictures.pop(0))
-            repeated_pictures += of_prompt * expand_size
-        region_tokens = features.region_tokens
-        if region_tokens is not None:
-            counts = (input_ids == self.config.region_token_id).sum(dim=1).tolist()
-            groups = [group.repeat(expand_size, 1) for group in region_tokens.split(counts)]
-            region_tokens = torch.cat(groups)
-        repeated = OspreyTPFeatures(pooler_output=repeated_pictures, region_tokens=region_tokens)
-        return {**mm_encoder_output, "image": repeated}
 
 
 AutoModel.register(OspreyTPConfig, OspreyTPModel)

@@ -12,6 +12,7 @@ Training, evaluation, sessions and the app all go through `OspreyTPProcessor.pre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.processing_utils import MultiModalData
 
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.image_processing import OspreyTPImageProcessor
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
-from osprey_tp.tiling import TilePlan, count_visual_tokens
+from osprey_tp.tiling import TilePlan, Tiling, count_visual_tokens
 
 IGNORED_LABEL = -100
 """Label of every token that is not part of an answer."""
@@ -173,6 +175,7 @@ class OspreyTPProcessor(ProcessorMixin):
         regions: Sequence[Sequence[Any]] | None = None,
         return_tensors: str | None = "pt",
         return_text_replacement_offsets: bool = False,
+        return_mm_token_type_ids: bool = False,
         **text_options: Any,
     ) -> BatchFeature:
         """Tokenise prompts and prepare their pictures and regions.
@@ -184,6 +187,7 @@ class OspreyTPProcessor(ProcessorMixin):
             regions: For every picture a list of regions in any form of `osprey_tp.masks`, nested like `images`.
             return_tensors: `pt`, or None for lists.
             return_text_replacement_offsets: Where `<image>` was expanded, for transformers' assistant masks.
+            return_mm_token_type_ids: Add `mm_token_type_ids` (B, N), 1 at visual tokens, for serving engines.
             text_options: Passed to the tokenizer (`padding`, `padding_side`, ...).
 
         Returns:
@@ -211,6 +215,9 @@ class OspreyTPProcessor(ProcessorMixin):
         prompts, offsets = self.get_text_with_replacements(prompts, expansions)
         text_inputs = dict(self.tokenizer(prompts, return_tensors=return_tensors, **text_options))
         self._check_special_mm_tokens(prompts, BatchFeature(text_inputs), modalities=["image"])
+        if return_mm_token_type_ids:
+            types = self.create_mm_token_type_ids(text_inputs["input_ids"])
+            text_inputs["mm_token_type_ids"] = torch.tensor(types) if return_tensors == "pt" else types
         if return_text_replacement_offsets:
             text_inputs["text_replacement_offsets"] = offsets
         return BatchFeature({**text_inputs, **vision})
@@ -313,6 +320,25 @@ class OspreyTPProcessor(ProcessorMixin):
         """The text of an answer's tokens, without special ones."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[Sequence[int]] | None = None, **choices: Any
+    ) -> MultiModalData:
+        """How many visual tokens and tiles pictures take, for serving engines, which ask before they open any.
+
+        Args:
+            image_sizes: (height, width) of every picture, in source pixels.
+            choices: Settings of the image processor for these pictures, such as `max_tiles`.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        given = {field.name: choices[field.name] for field in fields(Tiling) if field.name in choices}
+        tiling = replace(self.image_processor.tiling, **given)
+        plans = [tiling.plan(height, width) for height, width in image_sizes]
+        return MultiModalData(
+            num_image_tokens=[plan.num_visual_tokens for plan in plans],
+            num_image_patches=[plan.num_tiles for plan in plans],
+        )
 
     @property
     def model_input_names(self) -> list[str]:

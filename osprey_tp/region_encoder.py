@@ -3,7 +3,7 @@
 ```
 coverage (regions, cells) ─► rows that sum to 1 ─► weights (regions, cells of the batch)
 levels (L, cells of the batch, C) ─► weights @ levels ─► (L, regions, C)
-(L, regions, C) ─► one Linear a level, summed ─► Linear ─► (regions, D)
+(L, regions, C) ─► one Linear a level, summed ─► [GELU, for `region_fusion: mlp`] ─► Linear ─► (regions, D)
 ```
 
 A model with a spatial token gives every region a second token, of its shape alone: `SpatialEncoder`.
@@ -65,6 +65,7 @@ class RegionEncoder(nn.Module):
         width = config.vision_config.hidden_size
         self.levels = config.region_levels
         self.level_projections = nn.ModuleList(nn.Linear(width, width) for _ in self.levels)
+        self.activation = nn.GELU() if config.region_fusion == "mlp" else nn.Identity()
         self.output = nn.Linear(width, config.text_config.hidden_size)
         self.spatial = SpatialEncoder(config) if config.spatial_token else None
         self.output_norm = output_norm(config)
@@ -87,7 +88,7 @@ class RegionEncoder(nn.Module):
         """
         pooled = pool(read_levels(features, self.levels).flatten(1, 2), coverage, first_cells)  # (levels, regions, C)
         projected = [project(level) for project, level in zip(self.level_projections, pooled, strict=True)]
-        tokens = self.output(torch.stack(projected).sum(dim=0))
+        tokens = self.output(self.activation(torch.stack(projected).sum(dim=0)))
         if self.spatial is not None:
             if shapes is None:
                 raise ValueError("regions come without region_shapes; pass all that the processor made")

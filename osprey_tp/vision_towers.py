@@ -90,7 +90,7 @@ def encode(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int], 
         ) from error
     kept = [states[layer] for layer in layers]
     for layer, state in zip(layers, kept, strict=True):
-        if state.ndim != 3 or state.shape[0] != len(pixel_values) or state.shape[1] < cells_per_tile:
+        if state.ndim != 3 or state.shape[0] != pixel_values.shape[0] or state.shape[1] < cells_per_tile:
             raise ValueError(
                 f"hidden state {layer} of the vision tower ({tower.config.model_type}) has the shape "
                 f"{tuple(state.shape)} for {len(pixel_values)} tiles of {cells_per_tile} patches; {_FIT}"

@@ -12,18 +12,21 @@ from data_pipelines.records import Region, RegionRecord
 from data_pipelines.rendering import prompt_of
 from osprey_tp import OspreyTPConfig, OspreyTPForConditionalGeneration, OspreyTPProcessor, RegionDescriber
 from osprey_tp.masks import area_shape, published_shape
+from osprey_tp.modeling import OspreyTPModel
+from osprey_tp.processing import add_region_tokens
 from osprey_tp.region_encoder import RegionEncoder, SpatialEncoder
 from osprey_tp.tiling import count_tiles, count_visual_tokens, visual_token_layout
 
 from .annotation_files import box_mask, compressed
 from .golden_recipe import GOLDEN, golden_canvas_masks, load_json, param
 from .test_sessions import QUESTION, plain_answer, random_picture
-from .tiny_models import save_tiny_model, tiny_describer, tiny_model, tiny_processor_and_config
+from .tiny_models import llama_tokenizer, save_tiny_model, tiny_describer, tiny_model, tiny_processor_and_config
 
 ABLATIONS = {
     "centre pixels": {"region_pooling": "published"},
     "one level": {"region_feature_layers": [2]},
     "two levels": {"region_feature_layers": [3, 1]},
+    "levels by an MLP": {"region_fusion": "mlp"},
     "spatial token": {"spatial_token": True, "spatial_side": 12},
     "spatial token, centre pixels": {"spatial_token": True, "spatial_side": 12, "region_pooling": "published"},
     "no thumbnail": {"thumbnail_source": "none"},
@@ -127,6 +130,34 @@ def test_the_spatial_token_is_that_of_osprey() -> None:
         np.testing.assert_allclose(tokens[:, :64], outputs[f"img{image}_pos"], atol=2e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_the_processor_and_the_model_make_the_spatial_token_of_osprey() -> None:
+    """From a picture and its masks, by the processor, to the second token of every region."""
+    tokenizer = llama_tokenizer()
+    config = OspreyTPConfig.vicuna_7b(preset="published", spatial_token=True, feature_layers=[0])
+    config.vision_config.num_hidden_layers = config.text_config.num_hidden_layers = 1
+    with torch.device("meta"):
+        model = OspreyTPModel(config)
+    weights = {name: param(name, tuple(shape)) for name, shape in CASE["state_dict"].items() if ".mask_linear." in name}
+    model.region_encoder = RegionEncoder(config)
+    model.region_encoder.spatial.load_state_dict(
+        {name.removeprefix("mask_extractor.mask_linear."): torch.from_numpy(weight) for name, weight in weights.items()}
+    )
+    add_region_tokens(tokenizer, "published")
+    processor = OspreyTPProcessor.from_config(config, tokenizer)
+    outputs = np.load(GOLDEN / "e_osprey_mask_extractor.npz")
+    for image, (height, width) in enumerate(CASE["mask_sizes_hw"]):
+        masks = [mask for mask in golden_canvas_masks(height, width) if mask.any()]
+        kept = [index for index, mask in enumerate(golden_canvas_masks(height, width)) if mask.any()]
+        batch = processor.prepare([conversation(Image.new("RGB", (width, height)), masks, "A cat.")])
+        cells = torch.randn(1, len(batch["pixel_values"]), 576, 1024)
+        inputs = {name: batch[name] for name in ("region_coverage", "region_image_index", "region_shapes")}
+        tokens = model.region_tokens(cells, batch["tile_grids"], **inputs)
+        assert tokens.shape == (2 * len(masks), 4096)
+        found = tokens.unflatten(0, (-1, 2))[:, 1, :64].numpy()
+        np.testing.assert_allclose(found, outputs[f"img{image}_pos"][kept], atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize("size", [(90, 150), (7, 300), (12, 12), (5, 4)], ids=str)
 def test_shapes_keep_the_share_of_the_area(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
@@ -175,6 +206,7 @@ def test_tiles_are_the_same_without_the_thumbnail() -> None:
     [
         ({"region_feature_layers": [0]}, r"region_feature_layers \[0\] must be some of feature_layers \[1, 2, 3\]"),
         ({"region_feature_layers": []}, r"region_feature_layers \[\] must be some of"),
+        ({"region_fusion": "max"}, "region_fusion"),
         ({"spatial_side": 0}, "spatial_side must be at least 1 pixel, got 0"),
         ({"thumbnail_source": "tile"}, r"thumbnail_source must be one of \('image', 'canvas', 'none'\), not 'tile'"),
         ({"region_pooling": "max"}, "region_pooling must be one of"),

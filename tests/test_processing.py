@@ -190,3 +190,21 @@ def test_disagreement_of_processor_and_model_is_named(processor):
 def test_unknown_template_lists_the_known():
     with pytest.raises(ValueError, match="known: chatml, plain, vicuna_v1"):
         chat_template("../vicuna_v1")
+
+
+@pytest.mark.parametrize("choices", [{}, {"thumbnail_source": "none"}, {"projector_type": "mlp"}], ids=str)
+def test_serving_engines_are_told_the_tokens_and_tiles_of_pictures(choices):
+    processor, _ = tiny_processor_and_config(**choices)
+    sizes = [(40, 40), (90, 150), (30, 200)]
+    told = processor._get_num_multimodal_tokens(image_sizes=sizes)
+    for (height, width), tokens, tiles in zip(sizes, told["num_image_tokens"], told["num_image_patches"], strict=True):
+        picture = Image.new("RGB", (width, height))
+        batch = processor(picture, "<image> what is this", return_mm_token_type_ids=True)
+        assert int((batch["input_ids"] == processor.image_token_id).sum()) == tokens
+        assert torch.equal(batch["mm_token_type_ids"], (batch["input_ids"] == processor.image_token_id).long())
+        assert len(batch["pixel_values"]) == tiles
+    more = processor._get_num_multimodal_tokens(image_sizes=[(300, 500)], max_tiles=25)
+    assert (
+        more["num_image_patches"] > processor._get_num_multimodal_tokens(image_sizes=[(300, 500)])["num_image_patches"]
+    )
+    assert processor._get_num_multimodal_tokens()["num_image_tokens"] is None

@@ -90,6 +90,8 @@ def test_a_single_part_is_exported_alone(trained: Path, tmp_path: Path, capsys: 
         "scale_factor": 2,
         "feature_layers": [1, 2, 3],
         "projector_feature_layers": None,
+        "region_feature_layers": None,
+        "region_fusion": "sum",
     }
     model, _ = tiny_model()
     assert load_parts(model, out) == ("region_encoder",)

@@ -30,7 +30,11 @@ DESCRIPTION_FILE = "parts.json"
 PartWeights = Mapping[str, Mapping[str, "Tensor"]]
 """State dicts by part."""
 
-_DESCRIBED = ("projector_type", "scale_factor", "feature_layers", "projector_feature_layers")
+_DESCRIBED = (
+    *("projector_type", "scale_factor", "feature_layers", "projector_feature_layers"),
+    *("region_feature_layers", "region_fusion"),
+)
+"""What the shapes of the weights do not show."""
 _MODEL = "model."
 
 
