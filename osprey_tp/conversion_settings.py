@@ -258,6 +258,7 @@ def require_published_can_hold(config: OspreyTPConfig) -> None:
         "language model": (config.text_config.model_type, "llama"),
         "vision tower": (config.vision_config.model_type, "clip_vision_model"),
         "output_norm_scale": (config.output_norm_scale, None),
+        "region_fusion": (config.region_fusion, "sum"),
         "spatial_token": (config.spatial_token, False),
         "feature_layers": (config.feature_layers, layers),
         "projector_feature_layers": (config.projector_feature_layers, None),
