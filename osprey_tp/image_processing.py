@@ -1,7 +1,8 @@
 """Image processor: pictures to tiles, regions to the coverage of cells.
 
-`osprey_tp.tiling` decides every size, `osprey_tp.images` reads every form of a picture and `osprey_tp.masks` every form
-of a region. Three choices differ between the published model and the recommended one:
+`osprey_tp.tiling` decides every size, `osprey_tp.images` reads every form of a picture, `osprey_tp.masks` every form
+of a region, and `osprey_tp.coverage` finds the cells below it. Three choices differ between the published model and the
+recommended one:
 
 ========================  ==========================================  =============================================
 choice                    published                                   recommended
@@ -27,8 +28,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from osprey_tp.configuration import CHOICES
+from osprey_tp.coverage import area_coverage, area_shape, published_coverage, published_shape
 from osprey_tp.images import load_image
-from osprey_tp.masks import Region, area_coverage, area_shape, published_coverage, published_shape, to_mask
+from osprey_tp.masks import Region, to_runs
+from osprey_tp.run_lengths import Runs
 from osprey_tp.tiling import TilePlan, Tiling
 
 _DECIDED_BY_TILING = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad", "pad_size")
@@ -253,33 +256,29 @@ def _cover_regions(
     """Coverage, picture number and, if asked for, shape of all regions, in order."""
     if len(regions) != len(plans):
         raise ValueError(f"{len(plans)} pictures, {len(regions)} lists of regions; each picture needs its own list")
-    max_cells = max((plan.num_cells for plan in plans), default=0)
-    coverage, image_index, shapes = [], [], []
-    for picture, (plan, of_picture) in enumerate(zip(plans, regions, strict=True)):
+    for picture, of_picture in enumerate(regions):
         if isinstance(of_picture, (str, Mapping)) or not isinstance(of_picture, Iterable):
             raise ValueError(f"picture {picture}: its regions must be a list, not {type(of_picture).__name__}")
-        for number, region in enumerate(of_picture):
-            name = f"picture {picture}, region {number}"
-            of_cells, shape = _cover_region(region, plan, pooling, spatial_side, name)
-            coverage.append(of_cells)
-            shapes.append(shape)
-            image_index.append(picture)
-    padded = torch.zeros(len(coverage), max_cells)
-    for row, cells in zip(padded, coverage, strict=True):
-        row[: len(cells)] = torch.from_numpy(cells)
-    covered = {"region_coverage": padded, "region_image_index": torch.tensor(image_index, dtype=torch.int64)}
+    runs = [
+        [_runs(region, plan, f"picture {picture}, region {number}") for number, region in enumerate(of_picture)]
+        for picture, (plan, of_picture) in enumerate(zip(plans, regions, strict=True))
+    ]
+    counts = [len(of_picture) for of_picture in runs]
+    coverage = torch.zeros(sum(counts), max((plan.num_cells for plan in plans), default=0))
+    for of_picture, plan, rows in zip(runs, plans, coverage.split(counts), strict=True):
+        if of_picture:
+            rows[:, : plan.num_cells] = torch.from_numpy(_COVERAGE[pooling](of_picture, plan))
+    image_index = torch.arange(len(plans)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    covered = {"region_coverage": coverage, "region_image_index": image_index}
     if not spatial_side:
         return covered
+    shapes = [_SHAPE[pooling](region, spatial_side) for of_picture in runs for region in of_picture]
     stacked = np.array(shapes, dtype=np.float32).reshape(-1, spatial_side, spatial_side)
     return covered | {"region_shapes": torch.from_numpy(stacked)}
 
 
-def _cover_region(
-    region: Region, plan: TilePlan, pooling: str, spatial_side: int, name: str
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _runs(region: Region, plan: TilePlan, name: str) -> Runs:
     try:
-        mask = to_mask(region, plan.height, plan.width)
-        shape = _SHAPE[pooling](mask, spatial_side) if spatial_side else None
-        return _COVERAGE[pooling](mask, plan), shape
+        return to_runs(region, plan.height, plan.width)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
