@@ -216,8 +216,8 @@ def _area_shares(regions: Sequence[Runs], height: int, width: int, down: _Axis, 
 def _glances_before(cells: int, patch: int, source: int, resized: int) -> np.ndarray:
     """How often cells along one axis look at a source pixel before each: int64 (source + 1,).
 
-    Cell i looks at the two canvas pixels at its centre, number 2 i and 2 i + 1 of all that are looked at. Each shows one
-    source pixel, or padding, which does not count.
+    Cell i looks at the two canvas pixels at its centre, number 2 i and 2 i + 1 of all that are looked at. Each shows
+    one source pixel, or padding, which does not count.
     """
     offsets = np.array([(patch - 1) // 2, patch // 2])
     canvas = (np.arange(cells)[:, None] * patch + offsets).reshape(-1)

@@ -17,6 +17,7 @@ Padding is 0 after normalisation, the mean colour, in both.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -205,36 +206,56 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         Args:
             tiles: Zeros, float32 (plan.num_tiles, 3, tile_size, tile_size); written tile by tile, so that what is
                 being normalised stays in the processor's cache.
-            picture: uint8 (3, height, width), source pixels.
+            picture: uint8 (3, height, width), source pixels; in memory with the channels last, as decoders leave it,
+                which is also what torch resizes fastest.
             plan: How it is cut.
             settings: Of the call.
         """
+        normalisation = self._normalisation(settings, tiles.device)
         antialias = settings["resize_mode"] == "antialiased"
         resample = settings["resample"] if antialias else PILImageResampling.BILINEAR
         if not antialias:
-            picture = self._normalise(picture, settings)
+            picture = normalisation(picture)
 
         def resized(source: torch.Tensor, height: int, width: int) -> torch.Tensor:
             return self.resize(source, SizeDict(height=height, width=width), resample, antialias=antialias)
-
-        def put(pixels: torch.Tensor, tile: torch.Tensor) -> None:
-            normalised = self._normalise(pixels, settings) if pixels.dtype == torch.uint8 else pixels
-            tile[:, : pixels.shape[-2], : pixels.shape[-1]] = normalised
 
         side = plan.tiling.tile_size
         on_canvas = resized(picture, plan.resized_height, plan.resized_width)
         for number in range(plan.rows * plan.cols):
             top, left = side * (number // plan.cols), side * (number % plan.cols)
-            put(on_canvas[:, top : top + side, left : left + side], tiles[number])
+            normalisation(on_canvas[:, top : top + side, left : left + side], tiles[number])
         if plan.has_thumbnail:
-            source = _canvas(tiles[:-1], plan) if settings["thumbnail_source"] == "canvas" else picture
-            put(resized(source, plan.thumbnail_height, plan.thumbnail_width), tiles[-1])
+            of_canvas = settings["thumbnail_source"] == "canvas"
+            source = _padded(normalisation(on_canvas), plan) if of_canvas else picture
+            normalisation(resized(source, plan.thumbnail_height, plan.thumbnail_width), tiles[-1])
 
-    def _normalise(self, pixels: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
-        """Pixels from 0 to 255 -> float32 of mean 0 and deviation 1 over the tower's training pictures."""
-        return self.rescale_and_normalize(
-            pixels, True, self.rescale_factor, True, settings["image_mean"], settings["image_std"]
+    def _normalisation(self, settings: dict[str, Any], device: torch.device) -> "_Normalisation":
+        mean, std = (
+            torch.tensor(settings[name], device=device)[:, None, None] * (1.0 / self.rescale_factor)
+            for name in ("image_mean", "image_std")
         )
+        return _Normalisation(mean, std)
+
+
+@dataclass(frozen=True)
+class _Normalisation:
+    """Pixels from 0 to 255 -> float32 of mean 0 and deviation 1 over the tower's training pictures.
+
+    Attributes:
+        mean: (3, 1, 1), of pixels from 0 to 255.
+        std: (3, 1, 1), alike.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __call__(self, pixels: torch.Tensor, tile: torch.Tensor | None = None) -> torch.Tensor:
+        """Pixels (3, h, w), normalised unless they are floats, which are; written to the top left of a tile if given."""
+        target = None if tile is None else tile[:, : pixels.shape[-2], : pixels.shape[-1]]
+        if pixels.dtype == torch.uint8:
+            return torch.sub(pixels, self.mean, out=target).div_(self.std)
+        return pixels if target is None else target.copy_(pixels)
 
 
 def _tiling(settings: Mapping[str, Any]) -> Tiling:
@@ -243,11 +264,11 @@ def _tiling(settings: Mapping[str, Any]) -> Tiling:
     return Tiling(**{name: settings[name] for name in names}, thumbnail=settings["thumbnail_source"] != "none")
 
 
-def _canvas(tiles: torch.Tensor, plan: TilePlan) -> torch.Tensor:
-    """(rows * cols, 3, tile_size, tile_size) -> (3, canvas_height, canvas_width)."""
-    side = plan.tiling.tile_size
-    grid = tiles.reshape(plan.rows, plan.cols, 3, side, side).permute(2, 0, 3, 1, 4)
-    return grid.reshape(3, plan.canvas_height, plan.canvas_width)
+def _padded(picture: torch.Tensor, plan: TilePlan) -> torch.Tensor:
+    """(3, resized_height, resized_width) -> (3, canvas_height, canvas_width), zero beyond; in memory channels last."""
+    canvas = picture.new_zeros(plan.canvas_height, plan.canvas_width, 3).permute(2, 0, 1)
+    canvas[:, : plan.resized_height, : plan.resized_width] = picture
+    return canvas
 
 
 def _cover_regions(

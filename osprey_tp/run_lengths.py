@@ -73,7 +73,7 @@ class Runs:
 
 
 def checked_runs(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    """Lengths of the runs of a COCO run-length encoding, outside and inside by turns: int64 (runs,), filling the picture.
+    """Lengths of the runs of a COCO run-length encoding: int64 (runs,), outside and inside by turns.
 
     Raises:
         ValueError: If the encoding is malformed or does not fit the picture of ``height`` x ``width`` pixels.
@@ -114,7 +114,7 @@ def finite_numbers(values: Any, name: str) -> np.ndarray:
 
 
 def _extent(mask: np.ndarray, across: int) -> tuple[int, int]:
-    """First row or column, as seen across the other axis, that holds a pixel, and one past the last; (0, 0) for none."""
+    """First row (seen across axis 1) or column (0) that holds a pixel, and one past the last; (0, 0) for none."""
     places = np.flatnonzero(mask.any(axis=across))
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
