@@ -251,7 +251,7 @@ class _Normalisation:
     std: torch.Tensor
 
     def __call__(self, pixels: torch.Tensor, tile: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalise pixels (3, h, w) unless they are floats, which are normalised; into a tile from its top left if given."""
+        """Normalise pixels (3, h, w) unless they are floats, which are already; into a tile, from its top left."""
         target = None if tile is None else tile[:, : pixels.shape[-2], : pixels.shape[-1]]
         if pixels.dtype == torch.uint8:
             return torch.sub(pixels, self.mean, out=target).div_(self.std)
