@@ -20,7 +20,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,6 +87,19 @@ def ratio(times: Mapping[str, Times], baseline: str, ours: str, clock: Literal["
     """How many times faster `ours` is than `baseline`: the median over the rounds."""
     pairs = zip(getattr(times[baseline], clock), getattr(times[ours], clock), strict=True)
     return statistics.median(slow / fast for slow, fast in pairs)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread, as a loading process does, and then on as many as before."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def wait(device: torch.device | None) -> None:
