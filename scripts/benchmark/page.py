@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,10 +29,10 @@ ARGUMENTS: Mapping[str, Sequence[str]] = {
 LONGEST_SECONDS = 240.0
 INTRODUCTION = """# Benchmarks
 
-Every figure on this page was written by the command below, which runs each benchmark in a process of its own; nothing is
-typed by hand. Ratios are against a baseline in the same process, on the same data and, where there is a model, with the
-same weights and the same answers. Floors are what the bytes and floating-point operations of the work, or bare libraries,
-take on this machine, measured there and then.
+The command below wrote this page: it runs each benchmark in a process of its own, and no figure is typed by hand.
+Ratios are against a baseline in the same process, on the same data and, where there is a model, with the same weights
+and the same answers. Floors are what the bytes and floating-point operations of the work, or bare libraries, take on
+this machine, measured there and then.
 """
 
 
@@ -130,22 +132,29 @@ def _run(name: str, file: Path, longest: float) -> dict[str, Any]:
     arguments = ["-m", "scripts.benchmark", name, *ARGUMENTS.get(name, ())]
     start = time.perf_counter()
     run: dict[str, Any] = {"command": shlex.join(["python", *arguments])}
+    process = subprocess.Popen(
+        [sys.executable, *arguments, "--json", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that what it started ends with it
+    )
     try:
-        done = subprocess.run(
-            [sys.executable, *arguments, "--json", str(file)], capture_output=True, text=True, timeout=longest
-        )
-    except subprocess.TimeoutExpired:
+        shown, said = process.communicate(timeout=longest)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
         return run | {"seconds": longest, "error": f"took more than {longest:g} s"}
     run["seconds"] = time.perf_counter() - start
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return run | {"error": said.removeprefix("error: ")}
-    return run | {"table": done.stdout.strip("\n"), "result": json.loads(file.read_text(encoding="utf-8"))}
+    if process.returncode:
+        last = (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        return run | {"error": last.removeprefix("error: ")}
+    return run | {"table": shown.strip("\n"), "result": json.loads(file.read_text(encoding="utf-8"))}
 
 
 def _resources() -> dict[str, Any]:
     """Cores that this process may use, and the machine's memory."""
-    import os
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cores": cores, "memory_gib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)}
