@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ARGUMENTS: Mapping[str, Sequence[str]] = {
-    "prepare": ("--annotations", "100000", "--images", "20000"),
+    "prepare": ("--annotations", "50000", "--images", "10000"),
 }
 """Where the size that a benchmark has by default takes too long for a page."""
 
