@@ -1,7 +1,8 @@
 """Image processor: pictures to tiles, regions to the coverage of cells.
 
-`osprey_tp.tiling` decides every size, `osprey_tp.images` reads every form of a picture and `osprey_tp.masks` every form
-of a region. Three choices differ between the published model and the recommended one:
+`osprey_tp.tiling` decides every size, `osprey_tp.images` reads every form of a picture, `osprey_tp.masks` every form
+of a region, and `osprey_tp.coverage` finds the cells below it. Three choices differ between the published model and the
+recommended one:
 
 ========================  ==========================================  =============================================
 choice                    published                                   recommended
@@ -16,6 +17,7 @@ Padding is 0 after normalisation, the mean colour, in both.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from osprey_tp.configuration import CHOICES
+from osprey_tp.coverage import area_coverage, area_shape, published_coverage, published_shape
 from osprey_tp.images import load_image
-from osprey_tp.masks import Region, area_coverage, area_shape, published_coverage, published_shape, to_mask
+from osprey_tp.masks import Region, to_runs
+from osprey_tp.run_lengths import Runs
 from osprey_tp.tiling import TilePlan, Tiling
 
 _DECIDED_BY_TILING = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad", "pad_size")
@@ -202,36 +206,56 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         Args:
             tiles: Zeros, float32 (plan.num_tiles, 3, tile_size, tile_size); written tile by tile, so that what is
                 being normalised stays in the processor's cache.
-            picture: uint8 (3, height, width), source pixels.
+            picture: uint8 (3, height, width), source pixels; in memory with the channels last, as decoders leave it,
+                which is also what torch resizes fastest.
             plan: How it is cut.
             settings: Of the call.
         """
+        normalisation = self._normalisation(settings, tiles.device)
         antialias = settings["resize_mode"] == "antialiased"
         resample = settings["resample"] if antialias else PILImageResampling.BILINEAR
         if not antialias:
-            picture = self._normalise(picture, settings)
+            picture = normalisation(picture)
 
         def resized(source: torch.Tensor, height: int, width: int) -> torch.Tensor:
             return self.resize(source, SizeDict(height=height, width=width), resample, antialias=antialias)
-
-        def put(pixels: torch.Tensor, tile: torch.Tensor) -> None:
-            normalised = self._normalise(pixels, settings) if pixels.dtype == torch.uint8 else pixels
-            tile[:, : pixels.shape[-2], : pixels.shape[-1]] = normalised
 
         side = plan.tiling.tile_size
         on_canvas = resized(picture, plan.resized_height, plan.resized_width)
         for number in range(plan.rows * plan.cols):
             top, left = side * (number // plan.cols), side * (number % plan.cols)
-            put(on_canvas[:, top : top + side, left : left + side], tiles[number])
+            normalisation(on_canvas[:, top : top + side, left : left + side], tiles[number])
         if plan.has_thumbnail:
-            source = _canvas(tiles[:-1], plan) if settings["thumbnail_source"] == "canvas" else picture
-            put(resized(source, plan.thumbnail_height, plan.thumbnail_width), tiles[-1])
+            of_canvas = settings["thumbnail_source"] == "canvas"
+            source = _padded(normalisation(on_canvas), plan) if of_canvas else picture
+            normalisation(resized(source, plan.thumbnail_height, plan.thumbnail_width), tiles[-1])
 
-    def _normalise(self, pixels: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
-        """Pixels from 0 to 255 -> float32 of mean 0 and deviation 1 over the tower's training pictures."""
-        return self.rescale_and_normalize(
-            pixels, True, self.rescale_factor, True, settings["image_mean"], settings["image_std"]
+    def _normalisation(self, settings: dict[str, Any], device: torch.device) -> "_Normalisation":
+        mean, std = (
+            torch.tensor(settings[name], device=device)[:, None, None] * (1.0 / self.rescale_factor)
+            for name in ("image_mean", "image_std")
         )
+        return _Normalisation(mean, std)
+
+
+@dataclass(frozen=True)
+class _Normalisation:
+    """Pixels from 0 to 255 -> float32 of mean 0 and deviation 1 over the tower's training pictures.
+
+    Attributes:
+        mean: (3, 1, 1), of pixels from 0 to 255.
+        std: (3, 1, 1), alike.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __call__(self, pixels: torch.Tensor, tile: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalise pixels (3, h, w) unless they are floats, which are already; into a tile, from its top left."""
+        target = None if tile is None else tile[:, : pixels.shape[-2], : pixels.shape[-1]]
+        if pixels.dtype == torch.uint8:
+            return torch.sub(pixels, self.mean, out=target).div_(self.std)
+        return pixels if target is None else target.copy_(pixels)
 
 
 def _tiling(settings: Mapping[str, Any]) -> Tiling:
@@ -240,11 +264,11 @@ def _tiling(settings: Mapping[str, Any]) -> Tiling:
     return Tiling(**{name: settings[name] for name in names}, thumbnail=settings["thumbnail_source"] != "none")
 
 
-def _canvas(tiles: torch.Tensor, plan: TilePlan) -> torch.Tensor:
-    """(rows * cols, 3, tile_size, tile_size) -> (3, canvas_height, canvas_width)."""
-    side = plan.tiling.tile_size
-    grid = tiles.reshape(plan.rows, plan.cols, 3, side, side).permute(2, 0, 3, 1, 4)
-    return grid.reshape(3, plan.canvas_height, plan.canvas_width)
+def _padded(picture: torch.Tensor, plan: TilePlan) -> torch.Tensor:
+    """(3, resized_height, resized_width) -> (3, canvas_height, canvas_width), zero beyond; in memory channels last."""
+    canvas = picture.new_zeros(plan.canvas_height, plan.canvas_width, 3).permute(2, 0, 1)
+    canvas[:, : plan.resized_height, : plan.resized_width] = picture
+    return canvas
 
 
 def _cover_regions(
@@ -253,33 +277,29 @@ def _cover_regions(
     """Coverage, picture number and, if asked for, shape of all regions, in order."""
     if len(regions) != len(plans):
         raise ValueError(f"{len(plans)} pictures, {len(regions)} lists of regions; each picture needs its own list")
-    max_cells = max((plan.num_cells for plan in plans), default=0)
-    coverage, image_index, shapes = [], [], []
-    for picture, (plan, of_picture) in enumerate(zip(plans, regions, strict=True)):
+    for picture, of_picture in enumerate(regions):
         if isinstance(of_picture, (str, Mapping)) or not isinstance(of_picture, Iterable):
             raise ValueError(f"picture {picture}: its regions must be a list, not {type(of_picture).__name__}")
-        for number, region in enumerate(of_picture):
-            name = f"picture {picture}, region {number}"
-            of_cells, shape = _cover_region(region, plan, pooling, spatial_side, name)
-            coverage.append(of_cells)
-            shapes.append(shape)
-            image_index.append(picture)
-    padded = torch.zeros(len(coverage), max_cells)
-    for row, cells in zip(padded, coverage, strict=True):
-        row[: len(cells)] = torch.from_numpy(cells)
-    covered = {"region_coverage": padded, "region_image_index": torch.tensor(image_index, dtype=torch.int64)}
+    runs = [
+        [_runs(region, plan, f"picture {picture}, region {number}") for number, region in enumerate(of_picture)]
+        for picture, (plan, of_picture) in enumerate(zip(plans, regions, strict=True))
+    ]
+    counts = [len(of_picture) for of_picture in runs]
+    coverage = torch.zeros(sum(counts), max((plan.num_cells for plan in plans), default=0))
+    for of_picture, plan, rows in zip(runs, plans, coverage.split(counts), strict=True):
+        if of_picture:
+            rows[:, : plan.num_cells] = torch.from_numpy(_COVERAGE[pooling](of_picture, plan))
+    image_index = torch.arange(len(plans)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    covered = {"region_coverage": coverage, "region_image_index": image_index}
     if not spatial_side:
         return covered
+    shapes = [_SHAPE[pooling](region, spatial_side) for of_picture in runs for region in of_picture]
     stacked = np.array(shapes, dtype=np.float32).reshape(-1, spatial_side, spatial_side)
     return covered | {"region_shapes": torch.from_numpy(stacked)}
 
 
-def _cover_region(
-    region: Region, plan: TilePlan, pooling: str, spatial_side: int, name: str
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _runs(region: Region, plan: TilePlan, name: str) -> Runs:
     try:
-        mask = to_mask(region, plan.height, plan.width)
-        shape = _SHAPE[pooling](mask, spatial_side) if spatial_side else None
-        return _COVERAGE[pooling](mask, plan), shape
+        return to_runs(region, plan.height, plan.width)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

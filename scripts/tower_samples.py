@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 from data_pipelines.synthetic.scenes import Scene
 from data_pipelines.synthetic.vocabulary import COLOURS, SHAPES, TEXTURES
 from data_pipelines.synthetic.writer import scene_of
+from osprey_tp.coverage import area_coverage
 from osprey_tp.image_processing import OspreyTPImageProcessor
-from osprey_tp.masks import area_coverage
+from osprey_tp.masks import to_runs
 from osprey_tp.tiling import TilePlan
 
 NO_LABEL = -100
@@ -55,7 +56,7 @@ def make_sample(processor: OspreyTPImageProcessor, scene: Scene) -> Sample:
     inputs = processor.preprocess([scene.picture], regions=[masks], return_tensors="pt")
     on_tiles = inputs["region_coverage"]
     overview = TilePlan(processor.tiling, height, width, rows=1, cols=1)
-    on_thumbnail = torch.stack([torch.from_numpy(area_coverage(mask, overview)) for mask in masks])
+    on_thumbnail = torch.from_numpy(area_coverage([to_runs(mask, height, width) for mask in masks], overview))
     labels = [
         [words.index(word) for words, word in zip(ATTRIBUTES.values(), item.triple, strict=True)]
         for item in scene.objects

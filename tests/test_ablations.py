@@ -11,7 +11,6 @@ from data_pipelines.lengths import FIRST_WORDING, sample_length
 from data_pipelines.records import Region, RegionRecord
 from data_pipelines.rendering import prompt_of
 from osprey_tp import OspreyTPConfig, OspreyTPForConditionalGeneration, OspreyTPProcessor, RegionDescriber
-from osprey_tp.masks import area_shape, published_shape
 from osprey_tp.modeling import OspreyTPModel
 from osprey_tp.processing import add_region_tokens
 from osprey_tp.region_encoder import RegionEncoder, SpatialEncoder
@@ -19,6 +18,7 @@ from osprey_tp.tiling import count_tiles, count_visual_tokens, visual_token_layo
 
 from .annotation_files import box_mask, compressed
 from .golden_recipe import GOLDEN, golden_canvas_masks, load_json, param
+from .mask_coverage import area_shape, published_shape
 from .test_sessions import QUESTION, plain_answer, random_picture
 from .tiny_models import llama_tokenizer, save_tiny_model, tiny_describer, tiny_model, tiny_processor_and_config
 

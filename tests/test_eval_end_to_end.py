@@ -14,8 +14,9 @@ from data_pipelines.synthetic.writer import write_scenes
 from eval.__main__ import main
 from eval.predictions import read_predictions
 from osprey_tp import RegionDescriber
+from osprey_tp.coverage import area_coverage
 from osprey_tp.images import load_image
-from osprey_tp.masks import area_coverage, to_mask
+from osprey_tp.masks import to_runs
 from osprey_tp.prompts import CATEGORY_QUESTION
 
 from .tiny_models import save_tiny_model
@@ -51,10 +52,10 @@ def test_the_command_asks_what_the_session_answers(folders: dict[str, Path], tmp
             prediction = found[f"{record.id}#{number}"]
             assert session.ask([region.segmentation], CATEGORY_QUESTION, max_new_tokens=6) == [prediction.prediction]
             assert prediction.references == (region.name,)
-            mask = to_mask(region.segmentation, record.height, record.width)
-            coverage = area_coverage(mask, tiling.plan(record.height, record.width))
+            runs = to_runs(region.segmentation, record.height, record.width)
+            coverage = area_coverage([runs], tiling.plan(record.height, record.width))
             assert prediction.region_cells == pytest.approx(coverage.sum(), rel=1e-4)
-            assert prediction.area_share == pytest.approx(mask.mean())
+            assert prediction.area_share == pytest.approx(runs.area / (record.height * record.width))
 
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["profile"] == "osprey"

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from osprey_tp.image_processing import OspreyTPImageProcessor
-from osprey_tp.masks import area_coverage, published_coverage
 
 from .golden_recipe import GOLDEN, image, load_json
+from .mask_coverage import area_coverage, published_coverage
 
 CASES = load_json("b_slicing.json")["cases"]
 ARRAYS = np.load(GOLDEN / "b_slicing.npz")

@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from osprey_tp.masks import area_coverage, nearest_source_index, published_coverage, rle_area, to_mask, to_rle
+from osprey_tp import coverage
+from osprey_tp.coverage import nearest_source_index
+from osprey_tp.masks import rle_area, to_mask, to_rle, to_runs
+from osprey_tp.run_lengths import Runs
 from osprey_tp.tiling import TilePlan, Tiling
 
 from .golden_recipe import golden_canvas_masks, load_json
+from .mask_coverage import area_coverage, published_coverage
 
 SLICING = load_json("b_slicing.json")["cases"]
 POOLING = load_json("d_mask_extractor.json")
@@ -151,6 +155,23 @@ class TestCoverage:
             mask[place] = True
             assert area_coverage(mask, plan).sum() > 0
 
+    @given(st.lists(masks(max_side=40), min_size=1, max_size=4), st.integers(1, 50))
+    @settings(max_examples=40, deadline=None)
+    def test_many_regions_are_covered_as_each_alone(self, some_masks, runs_at_a_time):
+        height, width = some_masks[0].shape
+        same_size = [np.resize(mask, (height, width)) for mask in some_masks] + [np.zeros((height, width), bool)]
+        runs = [Runs.of_mask(mask) for mask in same_size]
+        plan = TINY.plan(height, width)
+        for together, alone in [
+            (coverage.area_coverage, area_coverage),
+            (coverage.published_coverage, published_coverage),
+        ]:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(coverage, "_RUNS_AT_A_TIME", runs_at_a_time)
+                covered = together(runs, plan)
+            np.testing.assert_array_equal(covered, np.stack([alone(mask, plan) for mask in same_size]))
+        assert coverage.area_coverage([], plan).shape == (0, plan.num_cells)
+
     def test_a_full_mask_covers_the_picture_and_not_the_padding(self):
         plan = TilePlan(Tiling(tile_size=16, patch_size=4, scale_factor=2), 10, 16, 1, 1)
         coverage = area_coverage(np.ones((10, 16), dtype=bool), plan).reshape(4, 4)
@@ -183,6 +204,9 @@ class TestForms:
             result = to_mask(form, height, width)
             assert result.dtype == bool
             np.testing.assert_array_equal(result, mask)
+            runs = to_runs(form, height, width)
+            assert runs.area == mask.sum()
+            np.testing.assert_array_equal(runs.draw(), mask)
         assert to_rle(listed, height, width) == text
         json.dumps(to_rle(mask, height, width))
 
@@ -197,6 +221,13 @@ class TestForms:
         expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(bool)
         np.testing.assert_array_equal(to_mask(polygons, height, width, allow_empty=True), expected)
         np.testing.assert_array_equal(to_mask({"segmentation": polygons}, height, width, allow_empty=True), expected)
+
+    @given(st.integers(1, 30), st.integers(1, 30), st.lists(st.floats(-1, 31), min_size=6, max_size=16))
+    @settings(max_examples=150, deadline=None)
+    def test_polygons_up_to_a_pixel_beyond_the_picture_are_drawn_inside_it(self, height, width, numbers):
+        sides = np.resize([width, height], len(numbers) // 2 * 2)
+        polygon = np.minimum(numbers[: len(sides)], sides + 1).tolist()
+        assert to_mask([polygon], height, width, allow_empty=True).shape == (height, width)
 
     @pytest.mark.parametrize("suffix", ["png", "tif"])
     def test_files_are_read(self, tmp_path, suffix):
@@ -283,6 +314,13 @@ BAD_REGIONS = {
     "runs too long": (_rle([5, 2**40]), "add up to"),
     "negative run": (_rle([25, -5]), "run 1 is negative"),
     "fractional run": (_rle([10.5, 9.5]), "not a whole number"),
+    "runs too short in a string": (_rle("55"), r"add up to 10 pixels, the picture has 4 x 5 = 20"),
+    "runs too long in a string": (_rle("55d0"), "add up to 30 pixels"),
+    "runs of an annotation": ({"segmentation": _rle([5, 5])}, "add up to 10 pixels"),
+    "runs of an astronomic picture": (_rle([2**62, 2**62], size=(2**40, 2**40)), r"the mask has 1\.09951e\+12 x"),
+    "NaN runs": (_rle([float("nan"), 20]), "holds NaN or an infinite number"),
+    "astronomic run": (_rle([10**400, 10]), "must be a flat list of numbers"),
+    "astronomic polygon": ([[0, 0, 10**400, 0, 3, 3]], "polygon 0 must be a flat list of numbers"),
     "runs of another size": (_rle([10, 10], size=(5, 4)), r"the mask has 5 x 4 pixels, the picture 4 x 5"),
     "no size": ({"counts": [10, 10]}, "an unknown number of pixels"),
     "no runs": (_rle([]), "add up to 0 pixels"),
@@ -341,6 +379,17 @@ class TestBadRegions:
     def test_a_picture_without_pixels_is_refused(self):
         with pytest.raises(ValueError, match="at least one pixel"):
             to_mask({"box": [0, 0, 1, 1]}, 0, 5)
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_REGIONS if "picture" not in name])
+def test_bad_regions_never_reach_pycocotools(name, monkeypatch):
+    """What is drawn by it is drawn after every check; "thin polygon" is sound, but has no pixel."""
+    for function in ("decode", "frPyObjects", "merge", "encode"):
+        monkeypatch.setattr(coco_mask, function, lambda *_: pytest.fail("pycocotools was called"))
+    if name == "thin polygon":
+        return
+    with pytest.raises(ValueError, match=BAD_REGIONS[name][1]):
+        to_runs(BAD_REGIONS[name][0], 4, 5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 13), (40, 25)])

@@ -6,11 +6,11 @@ import torch
 
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.conversion import PUBLISHED_REGION_ENCODER_PREFIX, region_encoder_from_published
-from osprey_tp.masks import published_coverage
 from osprey_tp.region_encoder import RegionEncoder, pool
 from osprey_tp.tiling import TilePlan, Tiling
 
 from .golden_recipe import GOLDEN, golden_canvas_masks, load_json, normal, param
+from .mask_coverage import published_coverage
 
 CASE = load_json("d_mask_extractor.json")
 OUTPUTS = np.load(GOLDEN / "d_mask_extractor.npz")

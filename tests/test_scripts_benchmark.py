@@ -26,8 +26,8 @@ def test_a_sample_is_measured_part_by_part(tmp_path: Path, capsys: pytest.Captur
     assert result["sample"]["floor_ms"] == pytest.approx(sum(part["floor_ms"] for part in result["parts"]))
     assert result["batch"]["ms"] > result["sample"]["ms"]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(result["parts"]) + 2
-    assert lines[0].startswith("one sample: 480 x 640 pixels, 20 regions")
+    assert len(lines) == 3 + len(result["parts"]) + 2
+    assert lines[1].startswith("one sample: 480 x 640 pixels, 20 regions")
 
 
 def test_preparing_is_measured_in_time_and_memory(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osprey_tp.masks import published_coverage
 from osprey_tp.prompts import CATEGORY_QUESTION
 from osprey_tp.tiling import Tiling
 from scripts.benchmark.__main__ import main
 from scripts.benchmark.published_procedure import canvas_mask, published_answers, shrunk_mask
 
+from .mask_coverage import published_coverage
 from .tiny_models import tiny_describer
 
 

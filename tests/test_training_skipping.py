@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,15 @@ def test_a_broken_picture_stops_a_run_in_one_line_by_default(workers, start, dam
     error = error_of(capsys)
     assert error.startswith("error: picture ") and "7.png" in error
     assert error.endswith("(record coco:7); restore it, or set on_missing_image=skip")
+
+
+def test_a_loading_process_that_is_killed_ends_the_run_in_one_line(start, damaged, tmp_path, capsys, monkeypatch):
+    def killed(dataset, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("osprey_tp.training.samples.TolerantDataset.__getitem__", killed)
+    arguments = arguments_of(start, damaged, tmp_path / "out", "on_missing_image=skip", "workers=1")
+    assert train.main(arguments) == 1
+    error = error_of(capsys)
+    assert error.startswith("error: one of 1 processes that load data has ended (DataLoader worker (pid")
+    assert error.endswith("with fewer, such as workers=0, to go on from the newest checkpoint")

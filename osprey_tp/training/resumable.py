@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,12 @@ class ResumableTrainer(SkippingTrainer):
 
         Raises:
             EndedBySignal: on every process, if one of them was told to end.
+            OSError: if a process that loads data was ended by something else.
         """
         if ranks.rank() == 0:
             clear_away(Path(str(self.args.output_dir)))
         self.resume_skips(resume_from_checkpoint)
-        with self.signals:
+        with self.signals, telling_of_ended_workers(self.args.dataloader_num_workers):
             result = super().train(resume_from_checkpoint, **kwargs)
         if self.signals.received:
             raise EndedBySignal(self.signals.received, self.state.global_step)
@@ -138,6 +140,25 @@ class StepEnd(TrainerCallback):
 
 def _sums_file(checkpoint: str) -> Path:
     return Path(checkpoint, f"summed_{ranks.rank()}.json")
+
+
+@contextmanager
+def telling_of_ended_workers(workers: int) -> Iterator[None]:
+    """Turn torch's error about a process that loads data and is no more, which may come at any moment, into one line.
+
+    Raises:
+        OSError: with what can be done.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if not reason.startswith("DataLoader worker"):
+            raise
+        raise OSError(
+            f"one of {workers} processes that load data has ended ({reason}), often for want of memory; give the same "
+            f"command again with fewer, such as workers={workers // 2}, to go on from the newest checkpoint"
+        ) from error
 
 
 def _begin_loading(begin: Callable[[int], None] | None, worker: int) -> None:

@@ -56,6 +56,9 @@ def training_arguments(settings: RunSettings, folder: Path) -> TrainingArguments
         torch_compile=settings.torch_compile,
         dataloader_num_workers=settings.workers,
         dataloader_persistent_workers=settings.workers > 0,
+        # Batches are copied to a GPU from memory that it reads by itself, while it computes.
+        dataloader_pin_memory=not on_cpu,
+        accelerator_config={"non_blocking": not on_cpu},
         seed=settings.seed,
         data_seed=settings.seed,
         logging_steps=settings.log_every,

@@ -43,12 +43,16 @@ class Benchmark:
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
+    "all": Benchmark("page", "every other benchmark in a process of its own; their tables on one page"),
     "eval": Benchmark("eval", "regions/s of the evaluation's runner against encoding the picture for every region"),
+    "loader": Benchmark("loader", "training samples a second, against the published loader on the same records"),
+    "masks": Benchmark("masks", "regions to the coverage of cells, against float masks at canvas size"),
     "prepare": Benchmark("prepare", "preparing a COCO file of a million annotations, and opening the result"),
     "regions": Benchmark("regions", "answers about many regions of one picture, against the published procedure"),
     "sample": Benchmark(
         "sample", "one training sample part by part: picture, tiles, regions, text; against bare libraries"
     ),
+    "startup": Benchmark("startup", "--help, import, opening a model, first answer, each in a process of its own"),
     "train-step": Benchmark(
         "train_step", "optimiser steps of a random model: samples, tokens and FLOPs a second, utilisation, memory"
     ),

@@ -206,7 +206,7 @@ def _records(folder: Path, pictures: int, regions: int) -> Any:
     from data_pipelines.writing import RecordWriter
     from eval.loading import open_records
     from osprey_tp.masks import to_rle
-    from scripts.benchmark.sample import HEIGHT, NAMES, WIDTH, blobs, write_picture
+    from scripts.benchmark.coco_like import HEIGHT, NAMES, WIDTH, blobs, write_picture
 
     masks = blobs()
     if regions > len(masks):
