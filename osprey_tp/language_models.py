@@ -159,27 +159,3 @@ def tied_weights(decoder: PreTrainedModel, prefix: str) -> dict[str, str]:
     embeddings = decoder.get_input_embeddings()
     name = next(name for name, module in decoder.named_modules() if module is embeddings)
     return {"lm_head.weight": f"{prefix}{name}.weight"}
-
-
-def require_same_logits(model: nn.Module, language_model: PreTrainedModel) -> None:
-    """Raise ValueError if the model answers a few words otherwise than the language model it was made of.
-
-    Nothing is compared where weights are not here: on the meta device, or divided among processes.
-    """
-    parameter = next(language_model.parameters())
-    if parameter.is_meta or not parameter.numel():
-        return
-    words = torch.arange(1, 4, device=parameter.device)[None]
-    modes = {module: module.training for module in (model, language_model)}
-    for module in modes:
-        module.eval()
-    with torch.no_grad():
-        own, theirs = model(input_ids=words).logits.float(), language_model(input_ids=words).logits.float()
-    for module, training in modes.items():
-        module.train(training)
-    if not torch.allclose(own, theirs, rtol=1e-2, atol=1e-2 * float(theirs.std())):
-        family = language_model.config.model_type
-        raise ValueError(
-            f"language models of the type {family} make their logits in a way that is not known here, so answers would "
-            f"be wrong; {FIT}"
-        )

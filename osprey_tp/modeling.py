@@ -28,6 +28,7 @@ from transformers.utils.generic import can_return_tuple
 from osprey_tp import language_models, vision_towers
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.generation import RegionGenerationMixin
+from osprey_tp.joining import require_cells, require_same_logits
 from osprey_tp.modeling_base import OspreyTPFeatures, OspreyTPPreTrainedModel
 from osprey_tp.projectors import build_projector
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
@@ -333,8 +334,8 @@ class OspreyTPForConditionalGeneration(OspreyTPPreTrainedModel, RegionGeneration
         parts.language_model = decoder
         model.set_output_embeddings(language_models.head_of(language_model, model.lm_head))
         model.generation_config = language_model.generation_config
-        language_models.require_same_logits(model, language_model)
-        vision_towers.require_cells(vision_tower, config.feature_layers or (), config.tiling)
+        require_same_logits(model, language_model)
+        require_cells(vision_tower, config)
         return model
 
     def get_input_embeddings(self) -> nn.Module:

@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from osprey_tp.tiling import Tiling
-
 _FIT = "choose one of fixed patches, such as clip_vision_model, siglip_vision_model or dinov2_with_registers"
 
 _UNFIT = {
@@ -96,11 +94,3 @@ def encode(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int], 
                 f"{tuple(state.shape)} for {len(pixel_values)} tiles of {cells_per_tile} patches; {_FIT}"
             )
     return torch.stack([state[:, -cells_per_tile:] for state in kept])
-
-
-def require_cells(tower: PreTrainedModel, layers: Sequence[int], tiling: Tiling) -> None:
-    """Encode a blank tile, so that a tower that cannot is refused at once; not where its weights are elsewhere."""
-    parameter = next(tower.parameters())
-    if parameter.numel() and not parameter.is_meta:
-        with torch.no_grad():
-            encode(tower, parameter.new_zeros(1, 3, *[tiling.tile_size] * 2), layers, tiling.cells_per_tile)

@@ -8,10 +8,13 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from osprey_tp import OspreyTPConfig, OspreyTPForConditionalGeneration
+from osprey_tp.processing import add_region_tokens
 from osprey_tp.prompts import OVERVIEW
+from osprey_tp.tiny_tower import TinyTowerConfig, TinyTowerModel
 
 from .test_sessions import QUESTION, plain_answer, random_picture
 from .tiny_families import LANGUAGE_MODELS, TOWERS, join, language_model, make, tower
+from .tiny_models import llama_tokenizer
 
 ANSWERS = ["red", "a large ring", "a large red ring"]
 
@@ -176,6 +179,18 @@ def test_a_language_model_that_cannot_be_used_is_refused(family: str) -> None:
         join(tower("clip"), unfit)
     assert "choose a decoder with attention in all layers, such as llama" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_joining_leaves_no_trace() -> None:
+    """Running statistics stay as they are, and every module in its mode."""
+    pixels, words = TinyTowerModel(TinyTowerConfig(image_size=32)).train(), language_model("llama").train()
+    words.lm_head.eval()
+    before = {name: value.clone() for name, value in pixels.state_dict().items()}
+    tokens = add_region_tokens(llama_tokenizer())
+    OspreyTPForConditionalGeneration.from_parts(pixels, words, feature_layers=[1, 2], **tokens)
+    assert all(torch.equal(value, before[name]) for name, value in pixels.state_dict().items())
+    assert all(module.training for module in pixels.modules())
+    assert [name for name, module in words.named_modules() if not module.training] == ["lm_head"]
 
 
 def test_the_text_part_of_a_model_with_pictures_of_its_own_is_taken() -> None:
