@@ -1,5 +1,7 @@
 """Brush strokes against the exact distance of each pixel's centre from the polylines."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ def distances(strokes, height, width) -> np.ndarray:
     centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
     nearest = np.full((height, width), np.inf)
     for stroke in np.asarray(strokes, dtype=float):
-        for start, end in zip(stroke[:-1], stroke[1:], strict=True) if len(stroke) > 1 else [(stroke[0], stroke[0])]:
+        for start, end in itertools.pairwise(stroke) if len(stroke) > 1 else [(stroke[0], stroke[0])]:
             step = end - start
             along = np.clip((centres - start) @ step / max(step @ step, 1e-12), 0, 1)
             nearest = np.minimum(nearest, np.linalg.norm(centres - start - along[..., None] * step, axis=-1))
