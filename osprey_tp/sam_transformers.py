@@ -1,4 +1,4 @@
-"""Masks from clicks by the models of the Segment Anything family that transformers holds, loaded from a local folder."""
+"""Masks from clicks by the models of the Segment Anything family in transformers, loaded from a local folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 
 from osprey_tp.prompted_masks import PromptedImage, widened_pixels
-from osprey_tp.segmenters import VIT_SIZES
+from osprey_tp.segmenters import VIT_SIZES, one_line
 
 HIERA_SIZES = {(96, 12): "Hiera-T", (96, 16): "Hiera-S", (112, 24): "Hiera-B+", (144, 48): "Hiera-L"}
 """Published sizes of SAM 2 by the width of the first stage and the number of blocks."""
@@ -73,10 +73,11 @@ class TransformersSegmenter:
                 folder, dtype=torch.float32, output_loading_info=True, **offline
             )
         except Exception as error:  # a foreign folder can make transformers raise anything
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ValueError(f"{folder} is not a whole folder of {family.name}: {reason}") from error
+            raise ValueError(f"{folder} is not a whole folder of {family.name}: {one_line(error)}") from error
         if missing := sorted(loading["missing_keys"]):
-            raise ValueError(f"{folder} is not a whole folder of {family.name}: it lacks {len(missing)} weights, {missing[0]} …")
+            raise ValueError(
+                f"{folder} is not a whole folder of {family.name}: it lacks {len(missing)} weights, {missing[0]} …"
+            )
         return cls(model.to(device), processor, family)
 
     def open(self, image: Image.Image) -> TransformersImage:
