@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from osprey_tp.segmenters import Candidate
+
 RunLengths = dict[str, Any]
 """COCO's compressed encoding of one mask: {"size": [height, width], "counts": bytes}."""
 
@@ -74,6 +76,16 @@ def select_masks(encoded: Sequence[RunLengths], scores: NDArray[np.floating], mo
         if len(left):
             left = left[_iou([encoded[index] for index in left], [encoded[best]])[:, 0] < SAME_OBJECT_IOU]
     return kept
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates of one picture, best first, without those that show what a better one shows.
+
+    Masks that differ where they were proposed, at a small size, may agree once they are enlarged.
+    """
+    encoded = [encode_masks(candidate.mask[None])[0] for candidate in candidates]
+    scores = np.array([candidate.score for candidate in candidates])
+    return [candidates[index] for index in select_masks(encoded, scores, max(1, len(candidates)))]
 
 
 def _iou(first: Sequence[RunLengths], second: Sequence[RunLengths]) -> NDArray[np.float64]:
