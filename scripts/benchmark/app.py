@@ -9,8 +9,7 @@ compared runs in turn, and medians count.
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from osprey_tp.sessions import ImageSession, RegionDescriber
 
 HEIGHT, WIDTH = 1200, 1600
+FIRST_CLICK, SECOND_CLICK = (WIDTH / 2, HEIGHT / 2), (WIDTH / 4, HEIGHT / 3)
 NEW_TOKENS = 10
 PARTS = ("clicks", "everything")
 
@@ -43,89 +43,100 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     if min(options.regions, options.repeats) < 1:
         raise ValueError("--regions and --repeats must be at least 1")
-    import torch
+    from scripts.benchmark.measuring import machine
 
-    result: dict[str, Any] = {"threads": torch.get_num_threads(), "picture": [HEIGHT, WIDTH]}
+    result: dict[str, Any] = {"machine": machine(), "picture": [HEIGHT, WIDTH], "new_tokens": NEW_TOKENS}
     if options.only != "everything":
         result["clicks"] = [_click_row(name, segmenter, options.repeats) for name, segmenter in _segmenters()]
     if options.only != "clicks":
-        rows = [_everything_row(name, describer, options) for name, describer in _describers()]
-        result["everything"] = rows
+        result["everything"] = [_everything_row(name, describer, options) for name, describer in _describers()]
     return result
 
 
 def table(result: Mapping[str, Any]) -> str:
     """The figures as aligned text."""
+    from scripts.benchmark.measuring import aligned, machine_line
+
     height, width = result["picture"]
-    lines = [f"picture of {width}x{height} pixels, {result['threads']} threads"]
+    parts = [f"picture of {width}x{height} pixels; {machine_line(result['machine'])}"]
     if "clicks" in result:
-        lines.append(f"{'segmenter':<28}{'first click':>14}{'second click':>14}{'ratio':>8}")
-        lines += [
-            f"{row['segmenter']:<28}{_milliseconds(row['first_seconds'])}{_milliseconds(row['second_seconds'])}"
-            f"{row['ratio']:>8.1f}"
+        rows = [
+            (
+                row["segmenter"],
+                *(f"{row[name] * 1000:.0f} ms" for name in ("first_seconds", "second_seconds")),
+                f"{row['ratio']:.1f}",
+            )
             for row in result["clicks"]
         ]
+        parts.append(aligned(("segmenter", "first click", "second click", "ratio"), rows))
     if "everything" in result:
-        lines.append(f"{'model':<10}{'regions':>9}{'one by one':>14}{'together':>14}{'ratio':>8}   same text: yes")
-        lines += [
-            f"{row['model']:<10}{row['regions']:>9}{_milliseconds(row['single_seconds'])}"
-            f"{_milliseconds(row['together_seconds'])}{row['ratio']:>8.1f}"
+        rows = [
+            (
+                row["model"],
+                str(row["regions"]),
+                *(f"{row[name] * 1000:.0f} ms" for name in ("single_seconds", "together_seconds")),
+                f"{row['ratio']:.1f}",
+                f"{row['processor_ratio']:.1f}",
+            )
             for row in result["everything"]
         ]
-    return "\n".join(lines)
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1000:>11.0f} ms"
+        headings = ("model", "regions", "one by one", "together", "ratio", "of processor time")
+        parts.append(aligned(headings, rows) + f"\n{result['new_tokens']} new tokens a region; same text: yes")
+    return "\n\n".join(parts)
 
 
 def _click_row(name: str, segmenter: Segmenter, repeats: int) -> dict[str, Any]:
-    from scripts.benchmark.regions import timed
+    from scripts.benchmark.measuring import interleaved, ratio
 
     image = _picture()
-    first, second = [], []
-    segmenter.open(image).segment([(WIDTH / 2, HEIGHT / 2)], [True])  # warms up
-    for number in range(repeats):
-        seconds, opened = timed(lambda: _clicked(segmenter, image))
-        first.append(seconds)
-        x, y = WIDTH * (number + 1) / (repeats + 1), HEIGHT / 3
-        second.append(timed(lambda: opened.segment([(x, y)], [True]))[0])
+    opened = [_clicked(segmenter, image)]  # warms up
+    times = interleaved(
+        {
+            "first": lambda: opened.append(_clicked(segmenter, image)),
+            "second": lambda: opened[-1].segment([SECOND_CLICK], [True]),
+        },
+        repeats,
+    )
     return {
         "segmenter": name,
-        "first_seconds": statistics.median(first),
-        "second_seconds": statistics.median(second),
-        "ratio": statistics.median(one / other for one, other in zip(first, second, strict=True)),
+        "first_seconds": times["first"].seconds,
+        "second_seconds": times["second"].seconds,
+        "ratio": ratio(times, "first", "second"),
+        "processor_ratio": ratio(times, "first", "second", "processor"),
     }
 
 
 def _clicked(segmenter: Segmenter, image: Image.Image) -> Any:
     """The open picture after a first click."""
     opened = segmenter.open(image)
-    opened.segment([(WIDTH / 2, HEIGHT / 2)], [True])
+    opened.segment([FIRST_CLICK], [True])
     return opened
 
 
 def _everything_row(name: str, describer: RegionDescriber, options: argparse.Namespace) -> dict[str, Any]:
-    from scripts.benchmark.regions import timed
+    from scripts.benchmark.measuring import interleaved, ratio
 
     session = describer.open(_picture())
     masks = _masks(options.regions)
+    texts: dict[str, list[str]] = {}
+
+    def one_by_one() -> None:
+        texts["single"] = [_together(session, [mask])[0] for mask in masks]
+
+    def together() -> None:
+        texts["together"] = _together(session, masks)
+
     _together(session, masks[:2])  # warms up
-    single, together = [], []
-    for _ in range(options.repeats):
-        seconds, texts = timed(lambda: _together(session, masks))
-        together.append(seconds)
-        seconds, expected = timed(lambda: [_together(session, [mask])[0] for mask in masks])
-        single.append(seconds)
-        if texts != expected:
-            differing = sum(one != other for one, other in zip(texts, expected, strict=True))
-            raise ValueError(f"{differing} of {len(masks)} answers of the {name} model differ from single questions")
+    times = interleaved({"single": one_by_one, "together": together}, options.repeats)
+    if differing := sum(one != other for one, other in zip(*texts.values(), strict=True)):
+        raise ValueError(f"{differing} of {len(masks)} answers of the {name} model differ from single questions")
     return {
         "model": name,
         "regions": len(masks),
-        "single_seconds": statistics.median(single),
-        "together_seconds": statistics.median(together),
-        "ratio": statistics.median(one / other for one, other in zip(single, together, strict=True)),
+        "single_seconds": times["single"].seconds,
+        "together_seconds": times["together"].seconds,
+        "ratio": ratio(times, "single", "together"),
+        "processor_ratio": ratio(times, "single", "together", "processor"),
     }
 
 
@@ -142,7 +153,7 @@ def _picture() -> Image.Image:
     image = Image.fromarray(rng.integers(90, 130, (HEIGHT, WIDTH, 3), dtype=np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(40):
-        x, y, radius = rng.integers(0, WIDTH), rng.integers(0, HEIGHT), rng.integers(30, 120)
+        x, y, radius = (int(place) for place in rng.integers((0, 0, 30), (WIDTH, HEIGHT, 120)))
         colour = tuple(int(part) for part in rng.integers(0, 255, 3))
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     return image
@@ -208,6 +219,13 @@ def _random_sam(side: int, width: int, depth: int, channels: int) -> Sam:
 
 
 def _describers() -> list[tuple[str, RegionDescriber]]:
+    from osprey_tp.configuration import TINY_TEXT, TINY_VISION
     from scripts.benchmark.medium_model import medium_describer
 
-    return [("tiny", _tiny_describer()), ("medium", medium_describer())]
+    tiny = medium_describer(
+        vision_config=TINY_VISION["clip"],
+        text_config={**TINY_TEXT["llama"], "max_position_embeddings": 8192},
+        feature_layers=[1, 2, 3],
+        projector_num_attention_heads=2,
+    )
+    return [("tiny", tiny), ("medium", medium_describer())]
