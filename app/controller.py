@@ -14,36 +14,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol
+from typing import ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.pictures import OpenPicture, PictureCache
+from app.pictures import Describer, OpenPicture, PictureCache
 from app.questions import FREE, Question, make_question
 from app.state import Selection
 from osprey_tp.drawing import draw_points, draw_regions
-from osprey_tp.images import load_image
 from osprey_tp.segmenters import Segmenter
-from osprey_tp.sessions import ImageSession
 
 MAX_PICTURES = 8  # open at a time, over all users
-SHOWN_SIDES = (720, 1600)  # the longer side of a picture as shown, at least and at most, in pixels
 
 SELECT, ADD, REMOVE = "Select object", "Add to it", "Exclude from it"
 CLICK_MODES = (SELECT, ADD, REMOVE)
 
 _logger = logging.getLogger(__name__)
 _Arguments = ParamSpec("_Arguments")
-
-
-class Describer(Protocol):
-    """What the app needs of `osprey_tp.sessions.RegionDescriber`."""
-
-    def open(self, image: Any) -> ImageSession:
-        """Encodes a picture once and returns the session that answers about it."""
-        ...
 
 
 class Keep(Enum):
@@ -213,12 +202,7 @@ class Controller:
         self.pictures.forget(user)
 
     def _open(self, path: str) -> OpenPicture:
-        image = load_image(path)
-        longer = max(image.size)
-        scale = min(max(longer, SHOWN_SIDES[0]), SHOWN_SIDES[1]) / longer
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        shown = image.resize(size, Image.Resampling.LANCZOS)
-        return OpenPicture(image, shown, self._segmenter.open(image), self._describer.open(image))
+        return OpenPicture.read(path, self._describer, self._segmenter)
 
     def _segmented(self, user: str, selection: Selection, kind: str, own: str) -> Iterator[Update]:
         """Shows the points with the mask that they give, then asks about it."""

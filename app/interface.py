@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageOps
 
-from app.controller import CLICK_MODES, KEEP, SELECT, START, Controller, Describer, Status, Update
+from app.controller import CLICK_MODES, KEEP, SELECT, START, Controller, Status, Update
+from app.pictures import Describer
 from app.questions import CATEGORY, FREE, LONGEST_QUESTION, QUESTION_KINDS
 from app.state import Selection
 from osprey_tp.images import load_image
