@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from app.canvas import serial_of
 from app.chat import LONGEST_MESSAGE, Chat
 from app.controller import KEEP, Answer, Asking, Controller, Update, View
 from app.marking import answer_html, chat_html, regions_html
@@ -14,6 +15,7 @@ from app.questions import CATEGORY, FREE, LONGEST_QUESTION, QUESTION_KINDS
 from app.state import Kept, Selection, selection_overlay
 from osprey_tp.drawing import region_colour
 
+NOTHING = View(Selection(), Kept())
 MOST_TOKENS = 1024
 HIGHEST_TEMPERATURE = 1.5
 REMOVE_REGION = """
@@ -88,6 +90,14 @@ class AskTab:
             changes |= {self.chat: update.chat, self.conversation: chat_html(update.chat, view.kept)}
         return changes
 
+    def follow(self, updates: Iterator[Update], view: View = NOTHING) -> Iterator[Changes]:
+        """Updates as changes, one by one. `view` is what is seen before."""
+        for update in updates:
+            view = update.view if isinstance(update.view, View) else view
+            changes = self.changes(update, view)
+            if changes:
+                yield changes
+
 
 def build_region_list() -> RegionList:
     """Below the picture, whatever tab is open."""
@@ -131,7 +141,20 @@ def build_ask(shared: Shared, controller: Controller, listed: RegionList, tabs: 
             0, HIGHEST_TEMPERATURE, value=0, step=0.1, label="Temperature", info="0 always gives the likeliest answer."
         )
         longest = gr.Slider(8, MOST_TOKENS, value=512, step=8, label="Longest answer, in tokens")
-    controls = (masks, kind, own, ask, answer, conversation, message, send, regenerate, begin_anew, temperature, longest)
+    controls = (
+        masks,
+        kind,
+        own,
+        ask,
+        answer,
+        conversation,
+        message,
+        send,
+        regenerate,
+        begin_anew,
+        temperature,
+        longest,
+    )
     tab = AskTab(shared, listed, tabs, *controls, gr.State(Chat()))
     _connect_picture(tab, controller)
     _connect_questions(tab, controller)
@@ -149,21 +172,21 @@ def _connect_picture(tab: AskTab, controller: Controller) -> None:
     seen = [shared.selection, shared.regions]
 
     def select(event: Event, selection: Selection, kept: Kept, *asking: Any) -> Iterator[Changes]:
-        updates = controller.select(event.user, selection, kept, event.data, _asking(*asking))
-        for changes in _changes(tab, updates, View(selection, kept)):
+        updates = controller.select(event.user, selection, kept, event.data, serial_of(event.data), _asking(*asking))
+        for changes in tab.follow(updates, View(selection, kept)):
             yield {**changes, tab.tabs: gr.update(selected="ask")}
 
     def choose(event: Event, selection: Selection, kept: Kept, index: int, *asking: Any) -> Iterator[Changes]:
         updates = controller.choose(event.user, selection, kept, index, _asking(*asking))
-        yield from _changes(tab, updates, View(selection, kept))
+        yield from tab.follow(updates, View(selection, kept))
 
     def keep(event: Event, selection: Selection, kept: Kept) -> Iterator[Changes]:
-        yield from _changes(tab, controller.keep(selection, kept), View(selection, kept))
+        yield from tab.follow(controller.keep(selection, kept), View(selection, kept))
 
     def remove(event: Event, selection: Selection, kept: Kept) -> Iterator[Changes]:
         number = event.data.get("number")
         updates = controller.remove(selection, kept, number if isinstance(number, int) else 0)
-        yield from _changes(tab, updates, View(selection, kept))
+        yield from tab.follow(updates, View(selection, kept))
 
     shared.connect(shared.overlay.prompt, select, [*seen, *tab.asking], tab.outputs)
     shared.connect(tab.masks.input, choose, [*seen, tab.masks, *tab.asking], tab.outputs)
@@ -177,7 +200,7 @@ def _connect_questions(tab: AskTab, controller: Controller) -> None:
 
     def ask(event: Event, selection: Selection, kept: Kept, *asking: Any) -> Iterator[Changes]:
         updates = controller.ask(event.user, selection, _asking(*asking))
-        yield from _changes(tab, updates, View(selection, kept))
+        yield from tab.follow(updates, View(selection, kept))
 
     def ask_other(event: Event, selection: Selection, kept: Kept, kind: str, *asking: Any) -> Iterator[Changes]:
         shown = {tab.own: gr.update(visible=kind == FREE)}
@@ -198,28 +221,21 @@ def _connect_conversation(tab: AskTab, controller: Controller) -> None:
         event: Event, selection: Selection, kept: Kept, chat: Chat, message: str, *asking: Any
     ) -> Iterator[Changes]:
         updates = controller.send(event.user, selection, kept, chat, message, _asking(*asking))
-        for changes in _changes(tab, updates, View(selection, kept)):
+        for changes in tab.follow(updates, View(selection, kept)):
             yield {**changes, tab.message: ""}
 
     def regenerate(event: Event, selection: Selection, kept: Kept, chat: Chat, *asking: Any) -> Iterator[Changes]:
         updates = controller.regenerate(event.user, selection, chat, _asking(*asking))
-        yield from _changes(tab, updates, View(selection, kept))
+        yield from tab.follow(updates, View(selection, kept))
 
     def begin_anew(event: Event, selection: Selection, kept: Kept) -> Iterator[Changes]:
-        yield from _changes(tab, iter([Update(chat=Chat())]), View(selection, kept))
+        shared.latest.stop(event.user)
+        yield from tab.follow(iter([Update(chat=Chat())]), View(selection, kept))
 
     for trigger in (tab.send.click, tab.message.submit):
         shared.connect(trigger, send, [*seen, tab.message, *tab.asking], [*tab.outputs, tab.message])
     shared.connect(tab.regenerate.click, regenerate, [*seen, *tab.asking], tab.outputs)
-    shared.connect(tab.begin_anew.click, begin_anew, seen[:2], tab.outputs)
-
-
-def _changes(tab: AskTab, updates: Iterator[Update], view: View) -> Iterator[Changes]:
-    for update in updates:
-        view = update.view if isinstance(update.view, View) else view
-        changes = tab.changes(update, view)
-        if changes:
-            yield changes
+    shared.connect(tab.begin_anew.click, begin_anew, seen[:2], tab.outputs, needs_model=False)
 
 
 def _asking(kind: str, own: str, temperature: float, longest: float) -> Asking:
@@ -233,7 +249,5 @@ def _asking(kind: str, own: str, temperature: float, longest: float) -> Asking:
 
 
 def _mask_choices(selection: Selection) -> Any:
-    choices = [
-        (f"{index + 1} · {shape.score:.0%}", index) for index, shape in enumerate(selection.candidates)
-    ]
+    choices = [(f"{index + 1} · {shape.score:.0%}", index) for index, shape in enumerate(selection.candidates)]
     return gr.update(choices=choices, value=selection.chosen if choices else None, visible=len(choices) > 1)

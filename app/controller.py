@@ -10,34 +10,22 @@ send ───► Chat, streamed; all of the conversation is the user's own
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
 from app.chat import Chat
-from app.pictures import OpenPicture, PictureCache
+from app.pictures import PictureCache
 from app.questions import FREE, Question, make_question
 from app.selecting import find_shapes, read_prompt
 from app.state import Kept, Selection, Shown
 from app.status import Status, failed
-from osprey_tp.images import load_image
-from osprey_tp.segmenters import Segmenter
-from osprey_tp.sessions import ImageSession
 
-MAX_PICTURES = 8  # open at a time, over all users
 MAX_REGIONS = 64  # kept at a time, by one user
-SHOWN_SIDE = 1600  # longer side of a picture as shown, at most, in pixels
-
-
-class Describer(Protocol):
-    """What the app needs of `osprey_tp.sessions.RegionDescriber`."""
-
-    def open(self, image: Any) -> ImageSession:
-        """Encodes a picture once and returns the session that answers about it."""
-        ...
 
 
 class Keep(Enum):
@@ -99,29 +87,25 @@ class Asking:
 
 START = Status("ready", "Drop a picture, or pick an example.")
 CLICK = Status("ready", "Click an object in the picture.")
+PREPARING = Status("busy", "The model is looking at the picture …")
 SELECTING = Status("busy", "Finding the object …")
+STOPPED = Status("done", "Stopped.")
 ANSWERING = Status("busy", "Answering …")
 
 
 class Controller:
-    """Answers the page's events with updates; holds the model, the segmenter and the open pictures.
+    """Answers the page's events with updates.
 
     Every event raises `ValueError` or `OSError` with a line for the user.
 
     Args:
-        describer: The model.
-        segmenter: Makes masks from clicks.
+        pictures: The open pictures, with the model and the segmenter at work on them.
         folder: Where pictures are written for the browser.
-        max_pictures: Open at a time, over all users.
     """
 
-    def __init__(
-        self, describer: Describer, segmenter: Segmenter, folder: Path, max_pictures: int = MAX_PICTURES
-    ) -> None:
-        self._describer = describer
-        self._segmenter = segmenter
+    def __init__(self, pictures: PictureCache, folder: Path) -> None:
+        self.pictures = pictures
         self._folder = folder
-        self.pictures = PictureCache(self._open, capacity=max_pictures)
 
     def open(self, user: str, path: str, name: str, serial: int) -> Iterator[Update]:
         """A picture was uploaded or picked; `path` names its file, `name` is what the user calls it."""
@@ -136,18 +120,20 @@ class Controller:
             return
         file = write_shown(picture.shown, self._folder)
         shown = Shown(path, str(file), picture.image.height, picture.image.width)
-        yield Update(View(Selection(shown, serial=serial), Kept()), CLICK)
+        yield Update(View(Selection(shown, serial=serial), Kept()), PREPARING)
+        _ = picture.segmented, picture.session  # so that the first click need not wait for them
+        yield Update(status=CLICK)
 
     def close(self, serial: int) -> Iterator[Update]:
         """The user took the picture away."""
         yield Update(View(Selection(serial=serial), Kept()), START, Answer(), Chat())
 
     def select(
-        self, user: str, selection: Selection, kept: Kept, pointed: Mapping[str, Any], asking: Asking
+        self, user: str, selection: Selection, kept: Kept, pointed: Mapping[str, Any], serial: int, asking: Asking
     ) -> Iterator[Update]:
-        """The user pointed at something in the picture; asks about what is found there."""
+        """The user pointed at something in the picture (`selecting.read_prompt`); asks about what is found there."""
         picture = _require_picture(selection)
-        selection = replace(selection.cleared(), serial=_serial(pointed))
+        selection = replace(selection.cleared(), serial=serial)
         selection = replace(selection, prompt=read_prompt(pointed, picture.height, picture.width))
         view = View(selection, kept)
         if not selection.prompt:
@@ -182,10 +168,10 @@ class Controller:
         started = time.monotonic()
         session = self.pictures.get(user, picture.path).session
         options = asking.options(question.max_new_tokens)
-        pieces = session.stream([selection.shape.rle], question.text, **options)
-        for piece in pieces:
-            text += piece
-            yield Update(answer=Answer(question.text, text.strip()))
+        with _closing(session.stream([selection.shape.rle], question.text, **options)) as pieces:
+            for piece in pieces:
+                text += piece
+                yield Update(answer=Answer(question.text, text.strip()))
         yield Update(status=_answered(text, started))
 
     def keep(self, selection: Selection, kept: Kept) -> Iterator[Update]:
@@ -224,17 +210,11 @@ class Controller:
         session = self.pictures.get(user, selection.path).session
         regions = [region.shape.rle for region in chat.regions]
         text = ""
-        for piece in session.converse(chat.turns, regions, **asking.options(asking.longest)):
-            text += piece
-            yield Update(chat=chat.answered(text.strip(), finished=False))
+        with _closing(session.converse(chat.turns, regions, **asking.options(asking.longest))) as pieces:
+            for piece in pieces:
+                text += piece
+                yield Update(chat=chat.answered(text.strip(), finished=False))
         yield Update(status=_answered(text, started), chat=chat.answered(text.strip(), finished=True))
-
-    def _open(self, path: str) -> OpenPicture:
-        image = load_image(path)
-        scale = min(1.0, SHOWN_SIDE / max(image.size))
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        shown = image.resize(size, Image.Resampling.LANCZOS) if scale < 1 else image
-        return OpenPicture(image, shown, self._segmenter.open(image), self._describer.open(image))
 
 
 def write_shown(picture: Image.Image, folder: Path) -> Path:
@@ -246,9 +226,15 @@ def write_shown(picture: Image.Image, folder: Path) -> Path:
     return file
 
 
-def _serial(pointed: Mapping[str, Any]) -> int:
-    serial = pointed.get("serial")
-    return serial if isinstance(serial, int) else 0
+@contextmanager
+def _closing(pieces: Iterator[str]) -> Iterator[Iterator[str]]:
+    """Ends the generation of an answer that nobody reads on."""
+    try:
+        yield pieces
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()
 
 
 def _require_picture(selection: Selection) -> Shown:

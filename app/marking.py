@@ -54,7 +54,9 @@ def answer_html(question: str, text: str, colour: Colour | None = None) -> str:
     if not question:
         return '<div class="answer empty">The answer about the selected region appears here.</div>'
     told = marked(text, {region_name(0): colour} if colour else {}, {region_name(0): SELECTION})
-    return f'<div class="answer"><div class="question">{html.escape(question)}</div><div class="text">{told}</div></div>'
+    return (
+        f'<div class="answer"><div class="question">{html.escape(question)}</div><div class="text">{told}</div></div>'
+    )
 
 
 def regions_html(kept: Kept) -> str:

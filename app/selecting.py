@@ -27,7 +27,9 @@ def read_prompt(data: Mapping[str, Any], height: int, width: int) -> Prompt:
         corners = data.get("box")
         box = tuple(_number(value) for value in corners) if corners else None
         strokes = tuple(
-            Stroke(tuple(_point(point) for point in stroke["points"]), _number(stroke["width"]), bool(stroke["positive"]))
+            Stroke(
+                tuple(_point(point) for point in stroke["points"]), _number(stroke["width"]), bool(stroke["positive"])
+            )
             for stroke in data.get("strokes") or ()
         )
     except (TypeError, KeyError, AttributeError) as error:
