@@ -28,6 +28,7 @@ MAX_PICTURES = 8  # open at a time, over all users
 THUMBNAIL_SIDE = 240  # pixels
 MAX_UPLOAD = "64mb"
 KEPT_FILES = (3600, 24 * 3600)  # every how many seconds uploads older than how many are deleted
+NO_CHECKPOINT = "no checkpoint of Segment Anything was given: it finds objects by colour"
 SYNTHETIC_TOWER = "osprey_tp_tiny_tower"
 """Model type of the vision tower that has seen nothing but drawn scenes: the quickstart's."""
 
@@ -52,7 +53,8 @@ def build_interface(
     are some of the app's own.
     """
     pictures = PictureCache(lambda path: OpenPicture.read(path, describer, segmenter), MAX_PICTURES)
-    facts = {"Model": model_name, "Segmenter": segmenter.description, "Device": device}
+    runs = segmenter.description + (f" ({NO_CHECKPOINT})" if segmenter.description == "GrabCut" else "")
+    facts = {"Model": model_name, "Segmenter": runs, "Device": device}
     header = header_html(facts, warning=SYNTHETIC_ONLY if knows_only_synthetic_scenes(describer) else "")
     return build_page(pictures, WaitingLine(longest=32, seconds=600), header, examples or find_examples(OWN_EXAMPLES))
 
