@@ -20,7 +20,6 @@ TITLE = "osprey_tp"
 EXAMPLE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MAX_EXAMPLES = 24
 THUMBNAIL_SIDE = 240  # pixels
-MAX_UPLOAD = "64mb"
 KEPT_FILES = (3600, 24 * 3600)  # every how many seconds uploads older than how many are deleted
 
 THEME = gr.themes.Default(
@@ -61,7 +60,7 @@ def build_interface(
     model_name: str = "",
     device: str = "cpu",
 ) -> gr.Blocks:
-    """The app around a loaded model and segmenter; `launch` starts it. `examples` are picture files to pick from."""
+    """The app around a loaded model and segmenter; `app.server` serves it. `examples` are picture files to pick from."""
     controller = Controller(describer, segmenter)
     facts = {"Model": model_name, "Segmenter": segmenter.description, "Device": device}
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEPT_FILES) as blocks:
@@ -84,26 +83,6 @@ def build_interface(
 
         blocks.unload(left)
     return blocks
-
-
-def launch(blocks: gr.Blocks, host: str, port: int, *, block: bool = True) -> str:
-    """Serves the app and returns its address; with `block`, not before it is stopped. Raises `OSError` if the port is
-    taken.
-    """
-    _, address, _ = blocks.launch(
-        server_name=host,
-        server_port=port,
-        theme=THEME,
-        css=STYLE,
-        quiet=True,
-        share=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        footer_links=[],
-        max_file_size=MAX_UPLOAD,
-        prevent_thread_lock=not block,
-    )
-    return address
 
 
 def find_examples(folder: Path) -> list[Path]:
