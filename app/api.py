@@ -12,26 +12,22 @@ client.predict(image=handle_file("a.jpg"), regions=[{"box": [10, 20, 110, 90]}],
 import inspect
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from gradio.utils import get_upload_folder
 from pydantic import TypeAdapter, ValidationError
 
-from app.api_schema import LONGEST_TEXT, Box, Point, Region, first_problem, resolve_all
+from app.api_schema import Box, Point, Region, first_problem, resolve_all
 from app.chat_schema import MOST_NEW_TOKENS, MOST_REGIONS
+from app.find import find
 from app.pictures import OpenPicture
+from app.questions import FREE, make_question
 from app.service import Service
 from osprey_tp.masks import to_rle
-from osprey_tp.prompts import (
-    CATEGORY_QUESTION,
-    REGION_TOKEN,
-    SHORT_DESCRIPTION_QUESTION,
-    region_introduction,
-    require_one_region,
-)
+from osprey_tp.prompts import CATEGORY_QUESTION, SHORT_DESCRIPTION_QUESTION
 from osprey_tp.segmenters import Candidate
 
 BATCH = 16  # regions described or scored between two looks at the clock
@@ -65,7 +61,7 @@ class Api:
         not is told which region is meant.
         """
         wanted = self._read_regions(regions)
-        text = _question(question)
+        text = make_question(FREE, question).text
         limit = _whole_number("max_new_tokens", max_new_tokens, MOST_NEW_TOKENS)
         picture = self._open(image)
         found = list(resolve_all(wanted, picture))
@@ -106,7 +102,7 @@ class Api:
         """
         limit = _whole_number("max_new_tokens", max_new_tokens, MOST_NEW_TOKENS)
         number = _whole_number("most", most, MOST_REGIONS)
-        text = _question(question) if question else ""
+        text = make_question(FREE, question).text if question else ""
         picture = self._open(image)
         yield _working(0, 1)
         found = [_told(candidate) for candidate in picture.segmented.everything(number)]
@@ -124,13 +120,11 @@ class Api:
     def find(
         self, image: dict[str, Any], expression: str, regions: list[dict[str, Any]] | None = None
     ) -> Iterator[Result]:
-        """Which regions an expression means: `scores`, one a region, the log-likelihood of the expression as a short
-        description of it, and `order`, their indices from the best on. Without regions, all that the segmenter finds
-        are ranked and told as `regions`.
+        """Which regions an expression means: `matches`, best first, each the `index` of a region with its numbers
+        (`log_likelihood`, `evidence` against the whole picture, `share` and `strength` among the regions). Without
+        regions, all that the segmenter finds are compared, and told as `regions`.
         """
         wanted = None if regions is None else self._read_regions(regions)
-        if not expression.strip() or len(expression) > LONGEST_TEXT:
-            raise ValueError(f"an expression has 1 to {LONGEST_TEXT} characters")
         picture = self._open(image)
         yield _working(0, 1)
         told: Result = {}
@@ -139,12 +133,9 @@ class Api:
             found = [{"segmentation": region["segmentation"]} for region in told["regions"]]
         else:
             found = list(resolve_all(wanted, picture))
-        scores: list[float] = []
-        for batch in _batches(found):
-            yield _working(len(scores), len(found))
-            scores += picture.session.score([expression.strip()], batch, SHORT_DESCRIPTION_QUESTION)[:, 0].tolist()
-        order = np.argsort([-score for score in scores], kind="stable").tolist()
-        yield _done(picture, scores=scores, order=order, **told)
+        yield _working(0, len(found))
+        matches = find(picture.session, expression, found, picture.image.height, picture.image.width)
+        yield _done(picture, matches=[asdict(match) for match in matches], **told)
 
     def _open(self, image: dict[str, Any]) -> OpenPicture:
         """An uploaded file; no other file of this machine."""
@@ -210,12 +201,6 @@ def _done(picture: OpenPicture, **result: Any) -> Result:
 
 def _told(candidate: Candidate) -> Result:
     return {"segmentation": to_rle(candidate.mask, *candidate.mask.shape), "score": float(candidate.score)}
-
-
-def _question(text: Any) -> str:
-    if not isinstance(text, str) or not text.strip() or len(text) > LONGEST_TEXT:
-        raise ValueError(f"a question has 1 to {LONGEST_TEXT} characters")
-    return require_one_region(text if REGION_TOKEN in text else region_introduction(1) + text.strip())
 
 
 def _whole_number(name: str, value: Any, most: int) -> int:

@@ -5,8 +5,8 @@ A region is one of
 - `{"box": [x0, y0, x1, y1]}`: the rectangle;
 - `{"segmentation": {"size": [height, width], "counts": ...}}`: a COCO run-length encoding, compressed or not;
 - `{"segmentation": [[x1, y1, x2, y2, ...], ...]}`: polygons;
-- `{"points": [[x, y], ...], "labels": [1, ...]}`, with a `box` or without: what the segmenter finds there; points labelled
-  0 lie off the object, all lie on it if there are no labels.
+- `{"points": [[x, y], ...], "labels": [1, ...]}`, with a `box` or without: what the segmenter finds there; points
+  labelled 0 lie off the object, all lie on it if there are no labels.
 
 All coordinates are source pixels of the picture as it is shown, turned upright.
 """

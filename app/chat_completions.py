@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -33,13 +32,6 @@ CLIENT_CLOSED_REQUEST = 499
 Value = TypeVar("Value")
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """Stands for the answer's text while others are at work."""
-
-    ahead: int
 
 
 class _ClientGoneError(Exception):
@@ -89,7 +81,7 @@ def chat_router(service: Service, api_key: str | None, *, closed: bool = False) 
         _require_model(asked.model, service.name)
         about = await anyio.to_thread.run_sync(read_conversation, asked, service.limits.upload_bytes, limiter=threads)
         outcome = Outcome()
-        place = service.line.run(_answer(service, about, asked, outcome), _Waiting)
+        place = service.line.run(_answer(service, about, asked, outcome), lambda ahead: "")
         answer = _Answer(service.name, outcome)
         pieces = _pieces(place, threads)
         try:
@@ -152,7 +144,7 @@ def _parse(body: bytes) -> ChatRequest:
 
 
 def _answer(service: Service, about: ChatAbout, asked: ChatRequest, outcome: Outcome) -> Iterator[str]:
-    """The work on an answer, in pieces."""
+    """The work on an answer, in pieces; empty ones let it be stopped where it has nothing to say yet."""
     picture = service.pictures.get_bytes(about.picture)
     yield ""
     regions = list(resolve_all(about.regions, picture))
@@ -162,15 +154,15 @@ def _answer(service: Service, about: ChatAbout, asked: ChatRequest, outcome: Out
         yield from pieces
 
 
-async def _pieces(place: Place[Any], threads: anyio.CapacityLimiter) -> AsyncIterator[str]:
+async def _pieces(place: Place[str], threads: anyio.CapacityLimiter) -> AsyncIterator[str]:
     """The pieces of text as they come, made in threads; whoever stops reading gives up the place."""
-    end = object()
+    end = None
     try:
         while True:
             item = await anyio.to_thread.run_sync(next, place, end, limiter=threads, abandon_on_cancel=True)
             if item is end:
                 return
-            if isinstance(item, str) and item:
+            if item:
                 yield item
     finally:
         place.close()
@@ -242,7 +234,7 @@ class _Answer:
 
 
 async def _events(
-    answer: _Answer, first: str, pieces: AsyncIterator[str], place: Place[Any], wants_usage: bool
+    answer: _Answer, first: str, pieces: AsyncIterator[str], place: Place[str], wants_usage: bool
 ) -> AsyncIterator[str]:
     """The answer as server-sent events."""
     try:

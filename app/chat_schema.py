@@ -7,8 +7,8 @@
     {"type": "text", "text": "What is region1 doing to region2?"}]}]}
 ```
 
-A message that has regions either says `<mask>` once for each, in their order, or not at all; then they are introduced by
-name, and counted on from message to message: region1, region2, ... The first message holds the picture.
+A message that has regions either says `<mask>` once for each, in their order, or not at all; then they are introduced
+by name, and counted on from message to message: region1, region2, ... The first message holds the picture.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""One answer with all that a client of a programming interface may ask for: sampling, seed, stop texts, token counts."""
+"""One answer with all that a client of an interface may ask for: sampling, seed, stop texts, token counts."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager

@@ -13,11 +13,9 @@ from app.ask_tab import AskTab, build_ask, build_region_list, redraw
 from app.canvas import build_canvas, serial_of, uploaded_file
 from app.controller import START, STOPPED, Controller
 from app.page import Changes, Event, Shared
-from app.pictures import Describer, PictureCache
-from app.service import Service
+from app.service import Limits, Service
 from app.state import Kept, Selection
 from app.status import Status
-from app.waiting_line import WaitingLine
 from osprey_tp.images import load_image
 
 TITLE = "osprey_tp"
@@ -44,12 +42,12 @@ def build_interface(service: Service, examples: Sequence[Path] = ()) -> gr.Block
     """
     facts = {"Model": service.name, "Segmenter": service.segmenter, "Device": service.device}
     header = header_html(facts, warning=SYNTHETIC_ONLY if knows_only_synthetic_scenes(service.describer) else "")
-    return build_page(service.pictures, service.line, header, examples or find_examples(OWN_EXAMPLES))
+    return build_page(service, header, examples or find_examples(OWN_EXAMPLES))
 
 
-def build_page(pictures: PictureCache, line: WaitingLine, header: str, examples: Sequence[Path]) -> gr.Blocks:
+def build_page(service: Service, header: str, examples: Sequence[Path]) -> gr.Blocks:
     """The page with all its tabs."""
-    controller = Controller(pictures, Path(get_upload_folder()))
+    controller = Controller(service.pictures, Path(get_upload_folder()))
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEPT_FILES) as blocks:
         gr.HTML(header, elem_id="header", apply_default_css=False)
         with gr.Row(equal_height=False, elem_id="columns"):
@@ -62,10 +60,10 @@ def build_page(pictures: PictureCache, line: WaitingLine, header: str, examples:
                     status = gr.HTML(str(START), elem_id="status", apply_default_css=False)
                     stop = gr.Button("Stop", size="sm", variant="stop", elem_id="stop", min_width=64, scale=0)
                 states = gr.State(Selection()), gr.State(Kept()), gr.State("")
-                shared = Shared(canvas, *states, status, pictures, line)
+                shared = Shared(canvas, *states, status, service.pictures, service.line)
                 with gr.Tabs(elem_id="tabs") as tabs, gr.Tab("Ask", id="ask") as ask:
                     tab = build_ask(shared, controller, listed, tabs)
-        _connect_files(shared, controller, tab, examples, gallery)
+        _connect_files(shared, controller, tab, examples, gallery, service.limits)
         _connect_leaving(shared, blocks, stop)
         seen = [shared.selection, shared.regions]
         ask.select(redraw, seen, canvas, queue=False, show_progress="hidden", api_visibility="private")
@@ -122,7 +120,12 @@ def _examples(examples: Sequence[Path]) -> gr.Gallery:
 
 
 def _connect_files(
-    shared: Shared, controller: Controller, tab: AskTab, examples: Sequence[Path], gallery: gr.Gallery
+    shared: Shared,
+    controller: Controller,
+    tab: AskTab,
+    examples: Sequence[Path],
+    gallery: gr.Gallery,
+    limits: Limits,
 ) -> None:
     """What opens a picture and takes it away."""
 
@@ -140,7 +143,7 @@ def _connect_files(
 
     def refused(event: Event) -> Iterator[Changes]:
         name = str(event.data.get("name", "The file"))[:200]
-        reason = f"{name} could not be uploaded. Files may have up to {MAX_UPLOAD.upper()}."
+        reason = f"{name} could not be uploaded. Files may have up to {limits.upload_bytes / 2**20:g} MB."
         yield {shared.status: str(Status("error", reason))}
 
     shared.connect(shared.overlay.picked, picked, [], tab.outputs)

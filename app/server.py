@@ -121,7 +121,7 @@ def start(
         prevent_thread_lock=True,
         app_kwargs={
             "routes": [*health_router(service, access).routes, *chat_routes(service, access)],
-            "middleware": [Middleware(BodyLimit, most_bytes=most_bytes)],  # type: ignore[arg-type]
+            "middleware": [Middleware(BodyLimit, most_bytes=most_bytes)],
         },
     )
     if share and not public:
