@@ -13,14 +13,13 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 from pydantic import TypeAdapter, ValidationError
 
 from app.api_schema import Box, Point, Region, first_problem, resolve_all
+from app.canvas import uploaded_file
 from app.chat_schema import MOST_NEW_TOKENS, MOST_REGIONS
 from app.find import find
 from app.pictures import OpenPicture
@@ -139,16 +138,13 @@ class Api:
 
     def _open(self, image: dict[str, Any]) -> OpenPicture:
         """An uploaded file; no other file of this machine."""
-        path = image.get("path") if isinstance(image, dict) else None
-        uploads = Path(get_upload_folder()).resolve()
-        if not isinstance(path, str) or "\0" in path or not Path(path).resolve().is_relative_to(uploads):
+        if not isinstance(image, dict):
             raise ValueError("upload the picture: gradio_client.handle_file(PATH) as the image")
-        if not Path(path).is_file():
-            raise ValueError("the picture is not here any more; upload it again")
+        path, name = uploaded_file(image)
         try:
             return self._service.pictures.get("", path)
         except ValueError as error:
-            raise ValueError(str(error).replace(path, Path(path).name)) from error
+            raise ValueError(str(error).replace(path, name)) from error
 
     def _read_regions(self, regions: Any) -> list[Region]:
         if isinstance(regions, list) and len(regions) > MOST_REGIONS:
