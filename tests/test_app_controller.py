@@ -6,6 +6,7 @@ from PIL import Image
 
 from app.controller import ADD, CLICK_MODES, KEEP, REMOVE, SELECT, Controller, Update
 from app.interface import build_interface, find_examples
+from app.service import Service
 from app.questions import CATEGORY, DETAILED, FREE, SHORT, make_question
 from app.state import Selection
 from osprey_tp.prompts import CATEGORY_QUESTION, SHORT_DESCRIPTION_QUESTION
@@ -281,7 +282,7 @@ def test_example_folders(tmp_path, file):
 
 
 def test_the_interface_shows_what_runs(file):
-    blocks = build_interface(FakeDescriber(), FakeSegmenter(), [file], model_name="<b>m</b>", device="cpu")
+    blocks = build_interface(Service(FakeDescriber(), FakeSegmenter(), name="<b>m</b>"), [file])
     header = next(block.value for block in blocks.blocks.values() if getattr(block, "elem_id", "") == "header")
     assert "Squares" in header and "&lt;b&gt;m&lt;/b&gt;" in header and "cpu" in header
 
