@@ -6,7 +6,6 @@ shared.connect(button.click, work, inputs, outputs)
 ```
 """
 
-import html
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import gradio as gr
 from app.overlay import Overlay, overlay_json
 from app.pictures import PictureCache
 from app.state import Selection
+from app.status import Status, failed
 from app.waiting_line import WaitingLine
 
 Changes = Mapping[Any, Any]
@@ -26,18 +26,6 @@ Changes = Mapping[Any, Any]
 SIMULTANEOUS_EVENTS = 40  # of each kind; the waiting line lets one of them work at a time
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Status:
-    """One line about what goes on. `kind` is "ready", "busy", "done" or "error"."""
-
-    kind: str
-    text: str
-
-    def __str__(self) -> str:
-        """As HTML."""
-        return f'<div class="status {self.kind}" role="status">{html.escape(self.text)}</div>'
 
 
 @dataclass(frozen=True)
@@ -97,9 +85,15 @@ class Shared:
     latest: LatestWork = field(default_factory=LatestWork)
 
     def connect(
-        self, trigger: Callable[..., Any], work: Work, inputs: Sequence[Any], outputs: Sequence[Any], **options: Any
-    ) -> Any:
-        """Runs `work` on an event, in the waiting line.
+        self,
+        trigger: Callable[..., Any],
+        work: Work,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        *,
+        needs_model: bool = True,
+    ) -> None:
+        """Runs `work` on an event.
 
         Args:
             trigger: Of a component, such as `button.click`.
@@ -108,17 +102,16 @@ class Shared:
                 or `OSError` is shown to the user; other errors are logged and shown in short.
             inputs: Components.
             outputs: Components; `status` need not be among them.
-            options: Of the trigger.
-
-        Returns:
-            What the trigger returns.
+            needs_model: Wait in the line, and end what is running for this user. Otherwise the work runs at once and
+                beside what is running.
         """
 
         def run(request: gr.Request, data: gr.EventData, *values: Any) -> Iterator[Changes]:
             user = request.session_hash or ""
-            yield from self._wanted(user, _reported(work, Event(user, data._data or {}), values, self.status))
+            reported = _reported(work, Event(user, data._data or {}), values, self.status)
+            yield from self._latest(user, reported) if needs_model else reported
 
-        return trigger(
+        trigger(
             run,
             list(inputs),
             [*outputs, *([] if self.status in outputs else [self.status])],
@@ -127,10 +120,9 @@ class Shared:
             api_visibility="private",
             trigger_mode="multiple",
             concurrency_limit=SIMULTANEOUS_EVENTS,
-            **options,
         )
 
-    def _wanted(self, user: str, work: Iterator[Changes]) -> Iterator[Changes]:
+    def _latest(self, user: str, work: Iterator[Changes]) -> Iterator[Changes]:
         """The items of the work, in the waiting line, as long as the user does not go on to something else."""
         number = self.latest.begin(user)
         place = self.line.run(work, lambda ahead: {self.status: str(_waiting(ahead))})
@@ -140,25 +132,18 @@ class Shared:
                     break
                 yield changes
         except ValueError as error:
-            yield {self.status: str(Status("error", sentence(str(error))))}
+            yield {self.status: str(failed(error))}
         finally:
             place.close()
 
 
 def overlay_value(selection: Selection, overlay: Overlay) -> dict[str, Any]:
     """The value of `Shared.overlay`: the selection's picture, by the name of its file, and what is drawn over it."""
-    picture = selection.picture
-    if picture is None:
-        return {"picture": None} | overlay_json(Overlay())
-    file = {"path": picture.file, "meta": {"_type": "gradio.FileData"}}
-    shown = {"file": file, "width": picture.width, "height": picture.height}
-    return {"picture": shown} | overlay_json(overlay)
-
-
-def sentence(text: str) -> str:
-    """An error's message on one line, with a capital letter and a full stop."""
-    text = " ".join(text.split()).rstrip(".")
-    return f"{text[:1].upper()}{text[1:]}."
+    picture, shown = selection.picture, None
+    if picture is not None:
+        file = {"path": picture.file, "meta": {"_type": "gradio.FileData"}}
+        shown = {"file": file, "width": picture.width, "height": picture.height}
+    return {"picture": shown, "serial": selection.serial, "busy": selection.busy} | overlay_json(overlay)
 
 
 def _reported(work: Work, event: Event, values: Sequence[Any], status: gr.HTML) -> Iterator[Changes]:
@@ -166,7 +151,7 @@ def _reported(work: Work, event: Event, values: Sequence[Any], status: gr.HTML) 
     try:
         yield from work(event, *values)
     except (ValueError, OSError) as error:
-        yield {status: str(Status("error", sentence(str(error))))}
+        yield {status: str(failed(error))}
     except Exception as error:
         _logger.exception("an event of the app failed")
         told = f"Something went wrong ({type(error).__name__}). The log says more."

@@ -109,12 +109,16 @@ class Selection:
         prompt: What the user pointed at.
         candidates: The masks that it may mean, best first.
         chosen: Index of the one that counts.
+        serial: Of the last thing that the user did in the picture, as the page's script numbers it.
+        busy: What is being read in place of a picture, "" when nothing is.
     """
 
     picture: Shown | None = None
     prompt: Prompt = field(default_factory=Prompt)
     candidates: tuple[Shape, ...] = ()
     chosen: int = 0
+    serial: int = 0
+    busy: str = ""
 
     @property
     def path(self) -> str:
@@ -128,7 +132,7 @@ class Selection:
 
     def cleared(self) -> "Selection":
         """Only the picture."""
-        return Selection(self.picture)
+        return Selection(self.picture, serial=self.serial)
 
     def choosing(self, index: int) -> "Selection":
         """The same with another of its masks. Raises `ValueError` if there is none of that index."""

@@ -65,6 +65,7 @@ class SamImage:
     def __init__(self, predictor: SamPredictor) -> None:
         self._predictor = predictor
         self._height, self._width = predictor.original_size
+        self.nbytes = predictor.get_image_embedding().nbytes
 
     def segment(self, points: Sequence[Point], labels: Sequence[bool], box: Box | None = None) -> list[Candidate]:
         """See `SegmentedImage.segment`.

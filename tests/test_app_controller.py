@@ -6,7 +6,6 @@ from PIL import Image
 
 from app.controller import ADD, CLICK_MODES, KEEP, REMOVE, SELECT, Controller, Update
 from app.interface import build_interface, find_examples
-from app.pictures import OpenPicture, PictureCache
 from app.questions import CATEGORY, DETAILED, FREE, SHORT, make_question
 from app.state import Selection
 from osprey_tp.prompts import CATEGORY_QUESTION, SHORT_DESCRIPTION_QUESTION
@@ -184,13 +183,6 @@ def test_the_cache_is_bounded_and_an_evicted_picture_is_opened_again(file, tmp_p
     assert len(page.controller.pictures) == 0
 
 
-def test_users_do_not_share_sessions(file):
-    ann = Page().open(file)
-    bob = Page(controller=ann.controller, describer=ann.describer, user="bob").open(file)
-    bob.click(0.5, 0.5).answered()
-    assert [len(session.asked) for session in ann.describer.opened] == [0, 1]
-
-
 @pytest.mark.parametrize("next_event", ["click", "open", "clear", "close", "leave"])
 def test_going_on_ends_a_running_answer(file, next_event):
     page = Page(FakeDescriber(["word "] * 1000)).open(file).click(0.5, 0.5)
@@ -277,21 +269,6 @@ def test_questions():
             make_question(FREE, own)
     with pytest.raises(ValueError, match="no question of the kind"):
         make_question("Poem")
-
-
-def test_a_cache_keeps_the_most_recently_used():
-    opened = []
-
-    def open_picture(path):
-        opened.append(path)
-        return OpenPicture(None, None, None, None)
-
-    cache = PictureCache(open_picture, capacity=2)
-    for path in "abaca":
-        cache.get("ann", path)
-    assert opened == ["a", "b", "c"] and ("ann", "b") not in cache
-    with pytest.raises(ValueError, match="cache of 0"):
-        PictureCache(open_picture, capacity=0)
 
 
 def test_example_folders(tmp_path, file):
