@@ -89,7 +89,7 @@ def best_matches(matches: Sequence[Match], most: int = SHOWN_MATCHES) -> list[Ma
     return [match for match in matches[:most] if match.strength >= LEAST_STRENGTH]
 
 
-def without_kept(found: Sequence[Found], kept: Sequence[dict[str, Any]]) -> list[Found]:
-    """The regions found, without those that the user keeps already (run-length encodings)."""
+def overlap_kept(found: Sequence[Found], kept: Sequence[dict[str, Any]]) -> list[bool]:
+    """Whether each region found is one that the user keeps already (run-length encodings)."""
     overlaps = mask_ious([region.shape.rle for region in found], kept)
-    return [region for region, same in zip(found, (overlaps >= SAME_OBJECT_IOU).any(axis=1), strict=True) if not same]
+    return [bool(same) for same in (overlaps >= SAME_OBJECT_IOU).any(axis=1)]

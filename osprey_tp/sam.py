@@ -88,7 +88,9 @@ class SamImage(PromptedImage):
 
     def _enlarge(self, logits: torch.Tensor) -> torch.Tensor:
         model = self._predictor.model
-        enlarged = model.postprocess_masks(logits[None, None], self._predictor.input_size, self._predictor.original_size)
+        enlarged = model.postprocess_masks(
+            logits[None, None], self._predictor.input_size, self._predictor.original_size
+        )
         return enlarged[0, 0] > model.mask_threshold
 
 

@@ -76,7 +76,9 @@ class TransformersSegmenter:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ValueError(f"{folder} is not a whole folder of {family.name}: {reason}") from error
         if missing := sorted(loading["missing_keys"]):
-            raise ValueError(f"{folder} is not a whole folder of {family.name}: it lacks {len(missing)} weights, {missing[0]} …")
+            raise ValueError(
+                f"{folder} is not a whole folder of {family.name}: it lacks {len(missing)} weights, {missing[0]} …"
+            )
         return cls(model.to(device), processor, family)
 
     def open(self, image: Image.Image) -> TransformersImage:

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.find import LEAST_STRENGTH, best_matches, find, without_kept
+from app.find import LEAST_STRENGTH, best_matches, find
+from app.find_tab import FAINTEST, Finding, candidates_of, finding_overlay, match_rows
 from app.found import Found
-from app.state import Shape
+from app.state import Kept, Shape
 from eval.asking import Asking
 from eval.grounding import choose_regions
 from eval.tasks import TASKS
-from osprey_tp.masks import to_rle
+from osprey_tp.masks import to_mask, to_rle
 
 from .tiny_models import tiny_describer
 
@@ -85,7 +86,21 @@ def test_what_cannot_be_looked_for_is_said(expression, regions, message):
 
 def test_a_region_that_is_kept_is_no_second_candidate():
     boxes = [(0, 0, 20, 20), (30, 30, 50, 50)]
-    found = [Found.of(Shape(rle(*box), None)) for box in boxes]
-    assert without_kept(found, [rle(0, 0, 20, 19)]) == found[1:]
-    assert without_kept(found, []) == found
-    assert without_kept([], [rle(0, 0, 20, 19)]) == []
+    found = [Found.of(Shape.of(to_mask(rle(*box), HEIGHT, WIDTH))) for box in boxes]
+    kept = Kept().adding(Shape.of(to_mask(rle(0, 0, 20, 19), HEIGHT, WIDTH)))
+    assert [candidate.name for candidate in candidates_of(found, kept)] == ["region1", "No. 2"]
+    assert [candidate.name for candidate in candidates_of(found, Kept())] == ["No. 1", "No. 2"]
+    assert [candidate.name for candidate in candidates_of([], kept)] == ["region1"]
+
+
+def test_the_best_matches_light_up_by_their_strength():
+    found = [Found.of(Shape.of(to_mask(rle(x, 0, x + 9, 9), HEIGHT, WIDTH))) for x in (0, 20, 40, 60)]
+    regions = [region.shape.rle for region in found]
+    matches = find(Session(-12, -10, -10 + math.log(0.5), -900, -11), "a cup", regions, HEIGHT, WIDTH)
+    finding = Finding("a.png", tuple(candidates_of(found, Kept())), tuple(matches))
+    drawn = finding_overlay(finding).regions
+    assert [region.strength for region in drawn] == pytest.approx([FAINTEST, 0.5, 1])
+    assert drawn[-1].name.startswith("No. 2") and "+1.00 nats" in drawn[-1].note
+    assert [row[:2] for row in match_rows(finding)] == [[1, "No. 2"], [2, "No. 3"], [3, "No. 1"], [4, "No. 4"]]
+    assert [region.name for region in finding_overlay(finding, rank=4).regions] == ["No. 4  0%"]
+    assert not finding_overlay(Finding()).regions
