@@ -2,15 +2,15 @@
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 from PIL import ImageOps
 
 from app.ask_tab import AskTab, build_ask, build_region_list, redraw
-from app.canvas import build_canvas, serial_of, uploaded_file
+from app.canvas import build_canvas, publish, serial_of, uploaded_file
 from app.controller import START, STOPPED, Controller
 from app.everything_tab import build_everything
 from app.find_tab import build_find
@@ -61,12 +61,12 @@ def build_interface(
 
 def build_page(pictures: PictureCache, line: WaitingLine, header: str, examples: Sequence[Path]) -> gr.Blocks:
     """The page with all its tabs."""
-    controller = Controller(pictures, Path(get_upload_folder()))
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEPT_FILES) as blocks:
         gr.HTML(header, elem_id="header", apply_default_css=False)
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=3, min_width=320):
                 canvas = build_canvas()
+                controller = Controller(pictures, partial(publish, canvas))
                 listed = build_region_list()
                 gallery = _examples(examples)
             with gr.Column(scale=2, min_width=320):

@@ -8,7 +8,7 @@ from app.chat import Chat, Exchange
 from app.overlay import css_colour
 from app.state import Kept, Region
 from osprey_tp.drawing import Colour
-from osprey_tp.prompts import region_name
+from osprey_tp.prompts import REGION_TOKEN, region_name
 
 SELECTION = "selection"
 """What the page's script calls a region of the overlay without a name."""
@@ -53,10 +53,14 @@ def answer_html(question: str, text: str, colour: Colour | None = None) -> str:
     """A question about the selected region and its answer; `region1` in them is the selection."""
     if not question:
         return '<div class="answer empty">The answer about the selected region appears here.</div>'
-    told = marked(text, {region_name(0): colour} if colour else {}, {region_name(0): SELECTION})
-    return (
-        f'<div class="answer"><div class="question">{html.escape(question)}</div><div class="text">{told}</div></div>'
-    )
+    colours = {region_name(0): colour} if colour else {}
+    asked, told = (marked(words, colours, {region_name(0): SELECTION}) for words in (_readable(question), text))
+    return f'<div class="answer"><div class="question">{asked}</div><div class="text">{told}</div></div>'
+
+
+def _readable(question: str) -> str:
+    """A question with the region's name in place of what stands for it in the prompt."""
+    return question.replace(region_name(0) + REGION_TOKEN, REGION_TOKEN).replace(REGION_TOKEN, region_name(0))
 
 
 def regions_html(kept: Kept) -> str:
