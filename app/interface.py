@@ -12,6 +12,8 @@ from PIL import ImageOps
 from app.ask_tab import AskTab, build_ask, build_region_list, redraw
 from app.canvas import build_canvas, publish, serial_of, uploaded_file
 from app.controller import START, STOPPED, Controller
+from app.everything_tab import build_everything
+from app.find_tab import build_find
 from app.page import Changes, Event, Shared
 from app.service import Limits, Service
 from app.state import Kept, Selection
@@ -63,8 +65,13 @@ def build_page(service: Service, header: str, examples: Sequence[Path]) -> gr.Bl
                     stop = gr.Button("Stop", size="sm", variant="stop", elem_id="stop", min_width=64, scale=0)
                 states = gr.State(Selection()), gr.State(Kept()), gr.State("")
                 shared = Shared(canvas, *states, status, service.pictures, service.line)
-                with gr.Tabs(elem_id="tabs") as tabs, gr.Tab("Ask", id="ask") as ask:
-                    tab = build_ask(shared, controller, listed, tabs)
+                with gr.Tabs(elem_id="tabs") as tabs:
+                    with gr.Tab("Ask", id="ask") as ask:
+                        tab = build_ask(shared, controller, listed, tabs)
+                    with gr.Tab("Everything", id="everything") as opened:
+                        everything = build_everything(shared, opened)
+                    with gr.Tab("Find", id="find") as opened:
+                        build_find(shared, everything, opened)
         _connect_files(shared, controller, tab, examples, gallery, service.limits)
         _connect_leaving(shared, blocks, stop)
         seen = [shared.selection, shared.regions]
