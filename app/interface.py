@@ -35,6 +35,11 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"],
     font_mono=["ui-monospace", "Consolas", "monospace"],
+).set(  # at least 4.5 to 1 between letters and what is behind them
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_600",
+    button_primary_background_fill_dark="*primary_700",
+    body_text_color_subdued="*neutral_500",
 )
 STYLE = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("style.css", "canvas.css"))
 

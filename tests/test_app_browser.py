@@ -231,7 +231,9 @@ def wait_until(condition) -> None:
 
 
 def test_of_quick_clicks_the_last_one_counts(page, folder):
-    upload(page, folder / "large.png")
+    """Even of those before the model has looked at the picture."""
+    page.set_input_files("#picture input[type=file]", folder / "large.png")
+    expect(page.locator("#picture .frame")).to_be_visible()
     for name in ("disc", "bar", "square"):
         click(page, *middle(name))
     use(page, "add")
