@@ -126,7 +126,7 @@ def start(
         },
     )
     if share and not public:
-        blocks.close()
+        blocks.close(verbose=False)
         raise OSError("cannot make a public link; this machine must reach gradio.live, or serve without --share")
     return str(public or address)
 
@@ -139,7 +139,7 @@ def serve(blocks: gr.Blocks, service: Service) -> None:
     while not stop.wait(EVICTION_SECONDS):
         service.pictures.evict_idle()
     service.line.close()
-    blocks.close()
+    blocks.close(verbose=False)
 
 
 def chat_routes(service: Service, access: Access) -> list[Any]:
