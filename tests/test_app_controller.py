@@ -6,8 +6,8 @@ from PIL import Image
 
 from app.controller import ADD, CLICK_MODES, KEEP, REMOVE, SELECT, Controller, Update
 from app.interface import build_interface, find_examples
-from app.service import Service
 from app.questions import CATEGORY, DETAILED, FREE, SHORT, make_question
+from app.service import Service
 from app.state import Selection
 from osprey_tp.prompts import CATEGORY_QUESTION, SHORT_DESCRIPTION_QUESTION
 from osprey_tp.segmenters import Candidate

@@ -240,7 +240,7 @@ def test_only_those_who_are_let_in_are_served():
         assert httpx.post(running.chat, json=body(), headers=key).status_code == 200
         assert httpx.get(f"{running.address}/health").json() == {"status": "ok"}
         assert httpx.get(f"{running.address}/health", headers=key).json()["model"] == "test/model"
-        with pytest.raises(Exception, match="401|[Aa]uth|login|credentials"):
+        with pytest.raises(Exception, match=r"401|[Aa]uth|login|credentials"):
             Client(running.address, auth=("ann", "secret-2"), verbose=False)
         client = Client(running.address, auth=USERS[1], verbose=False)
         assert "/describe" in client.view_api(return_format="dict")["named_endpoints"]
