@@ -209,7 +209,7 @@ def _checked(name: str, adapter: TypeAdapter[Any], value: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        where, what = first_problem(error)
+        where, what = first_problem(error, value)
         raise ValueError(f"{'.'.join(filter(None, (name, where)))}: {what}") from None
 
 

@@ -11,7 +11,7 @@ A region is one of
 All coordinates are source pixels of the picture as it is shown, turned upright.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
@@ -77,8 +77,22 @@ def resolve_all(regions: Sequence[Region], picture: OpenPicture) -> Iterator[dic
             raise ValueError(f"region {number}: {error}") from error
 
 
-def first_problem(error: ValidationError) -> tuple[str, str]:
-    """(where, what) of the first thing that a schema found wrong; where is like `messages.0.content`."""
-    problem: Mapping[str, Any] = error.errors(include_url=False, include_context=False)[0]
-    what = str(problem["msg"]).removeprefix("Value error, ")
-    return ".".join(str(part) for part in problem["loc"]), what
+def first_problem(error: ValidationError, data: Any) -> tuple[str, str]:
+    """(where, what) of the first of the most specific things that a schema found wrong with `data`; where is like
+    `messages.0.content.1.regions.0`.
+    """
+    problems = error.errors(include_url=False, include_context=False)
+    places = [_place(problem["loc"], data, problem["type"] == "missing") for problem in problems]
+    deepest = max(range(len(places)), key=lambda index: len(places[index]))
+    what = str(problems[deepest]["msg"]).removeprefix("Value error, ")
+    return ".".join(str(part) for part in places[deepest]), what
+
+
+def _place(location: Sequence[str | int], data: Any, missing: bool) -> list[str | int]:
+    """The part of a location that leads through the data, without the names of the forms that were tried."""
+    place: list[str | int] = []
+    for part in location:
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
+            data = data[part]  # type: ignore[index]
+            place.append(part)
+    return [*place, location[-1]] if missing else place

@@ -20,6 +20,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from app.api_schema import first_problem, resolve_all
 from app.chat_schema import ChatAbout, ChatRequest, RequestError, read_conversation
@@ -57,7 +58,7 @@ def chat_router(service: Service, api_key: str | None, *, closed: bool = False) 
             try:
                 _require_key(request, api_key, closed)
                 return await handle(request)
-            except _ClientGoneError:
+            except (_ClientGoneError, ClientDisconnect):
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
             except Exception as error:
                 status, told = _told(error)
@@ -136,15 +137,20 @@ def _parse(body: bytes) -> ChatRequest:
     try:
         return ChatRequest.model_validate({name: value for name, value in data.items() if value is not None})
     except ValidationError as error:
-        param, reason = first_problem(error)
+        param, reason = first_problem(error, data)
         known = param.partition(".")[0] in ChatRequest.model_fields
         code = None if known else "unsupported_parameter"
         reason = reason if known else "this server does not support it"
-        raise RequestError(f"{param}: {reason}", param=param, code=code) from None
+        raise RequestError(f"{param}: {reason}", param=param or None, code=code) from None
 
 
 def _answer(service: Service, about: ChatAbout, asked: ChatRequest, outcome: Outcome) -> Iterator[str]:
     """The work on an answer, in pieces; empty ones let it be stopped where it has nothing to say yet."""
+    tokens = service.count_tokens("\n".join(text for _, text in about.turns))
+    if service.context is not None and tokens >= service.context:
+        raise ContextLengthError(
+            f"the texts alone have {tokens} tokens, the model reads and writes at most {service.context}; shorten them"
+        )
     picture = service.pictures.get_bytes(about.picture)
     yield ""
     regions = list(resolve_all(about.regions, picture))

@@ -20,6 +20,7 @@ import gradio as gr
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 
 from app.api import add_api
 from app.chat_completions import chat_router
@@ -69,7 +70,7 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._most_bytes:
-                raise OSError("the body is too large")
+                raise ClientDisconnect  # as if there were no more to read
             return message
 
         async def noted_send(message: Messages) -> None:
@@ -125,7 +126,7 @@ def start(
         },
     )
     if share and not public:
-        blocks.close()
+        blocks.close(verbose=False)
         raise OSError("cannot make a public link; this machine must reach gradio.live, or serve without --share")
     return str(public or address)
 
@@ -138,7 +139,7 @@ def serve(blocks: gr.Blocks, service: Service) -> None:
     while not stop.wait(EVICTION_SECONDS):
         service.pictures.evict_idle()
     service.line.close()
-    blocks.close()
+    blocks.close(verbose=False)
 
 
 def chat_routes(service: Service, access: Access) -> list[Any]:

@@ -74,6 +74,11 @@ class Service:
         self.context: int | None = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
         self._failure: str | None = None
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text by itself, without the picture; 0 where the model does not tell how it counts."""
+        tokenizer = getattr(getattr(self.describer, "processor", None), "tokenizer", None)
+        return 0 if tokenizer is None else len(tokenizer(text)["input_ids"])
+
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether the model answers, and what is going on.
 
