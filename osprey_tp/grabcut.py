@@ -103,6 +103,7 @@ class GrabCutImage:
     def __init__(self, pixels: Pixels) -> None:
         self._pixels = np.ascontiguousarray(pixels)
         self._height, self._width = pixels.shape[:2]
+        self.nbytes = int(self._pixels.nbytes)
 
     def segment(self, points: Sequence[Point], labels: Sequence[bool], box: Box | None = None) -> list[Candidate]:
         """See `SegmentedImage.segment`; up to three candidates, different objects or parts of one."""

@@ -67,6 +67,7 @@ class SamImage(PromptedImage):
         shown = (predictor.input_size[0] / side, predictor.input_size[1] / side)
         super().__init__(height, width, shown, LEAST_IOU, predictor.device)
         self._predictor = predictor
+        self.nbytes = predictor.get_image_embedding().nbytes
 
     def _decode(
         self, points: torch.Tensor | None, labels: torch.Tensor | None, boxes: torch.Tensor | None, several: bool

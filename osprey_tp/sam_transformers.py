@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 from osprey_tp.prompted_masks import PromptedImage, widened_pixels
 from osprey_tp.segmenters import VIT_SIZES, one_line
@@ -123,6 +124,7 @@ class TransformersImage(PromptedImage):
         self._embeddings: dict[str, Any] = {"image_embeddings": embeddings}
         if isinstance(embeddings, tuple):
             self._embeddings = {"image_embeddings": embeddings[0], "intermediate_embeddings": embeddings[1]}
+        self.nbytes = sum(tensor.nbytes for tensor in tree_leaves(self._embeddings))
 
     def _decode(
         self, points: torch.Tensor | None, labels: torch.Tensor | None, boxes: torch.Tensor | None, several: bool

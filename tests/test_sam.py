@@ -21,6 +21,7 @@ from osprey_tp.sam_transformers import FAMILIES as FAMILY_TABLE
 from osprey_tp.sam_transformers import TransformersSegmenter
 from osprey_tp.segmenters import load_segmenter
 
+from .app_fakes import User
 from .drawn_shapes import drawn, iou
 from .tiny_segmenters import confident_sam, save_tiny_family, tiny_sam
 
@@ -319,3 +320,13 @@ def test_half_a_checkpoint_is_one_line(checkpoint, tmp_path):
         with pytest.raises(ValueError, match=rf"{path.name} is not a checkpoint of Segment Anything: .*\w") as caught:
             load_segmenter(f"sam:{path}")
         assert "\n" not in str(caught.value)
+
+
+def test_a_click_on_the_page_takes_the_way_through_segment_anything(confident, tmp_path):
+    image = drawn("star")[0]
+    image.save(tmp_path / "scene.png")
+    user = User(segmenter=confident).open(tmp_path / "scene.png").point((95, 95), (20, 20), labels=[True, False])
+    [expected] = confident.open(image).segment([(95.0, 95.0), (20.0, 20.0)], [True, False])
+    assert np.array_equal(user.selection.shape.mask, expected.mask)
+    assert user.answer.text == "a red triangle" and user.status.kind == "done"
+    assert len(user.point((95, 95)).selection.candidates) == 3
