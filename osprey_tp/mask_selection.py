@@ -67,9 +67,9 @@ def select_masks(encoded: Sequence[RunLengths], scores: NDArray[np.floating], mo
         return []
     height, width = encoded[0]["size"]
     shares = np.array([float(coco_mask.area(mask)) for mask in encoded]) / (height * width)
-    plausible = np.flatnonzero((shares >= SMALLEST_SHARE) & (shares <= LARGEST_SHARE))
+    plausible: list[int] = np.flatnonzero((shares >= SMALLEST_SHARE) & (shares <= LARGEST_SHARE)).tolist()
     kept = distinct_masks([encoded[index] for index in plausible], np.asarray(scores)[plausible], most)
-    return [int(plausible[index]) for index in kept]
+    return [plausible[index] for index in kept]
 
 
 def distinct_masks(
@@ -92,8 +92,7 @@ def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     Masks that differ where they were proposed, at a small size, may agree once they are enlarged.
     """
     encoded = [encode_masks(candidate.mask[None])[0] for candidate in candidates]
-    scores = np.array([candidate.score for candidate in candidates])
-    return [candidates[index] for index in select_masks(encoded, scores, max(1, len(candidates)))]
+    return [candidates[index] for index in distinct_masks(encoded, [candidate.score for candidate in candidates])]
 
 
 def mask_ious(first: Sequence[RunLengths], second: Sequence[RunLengths]) -> NDArray[np.float64]:

@@ -329,4 +329,5 @@ def test_a_click_on_the_page_takes_the_way_through_segment_anything(confident, t
     [expected] = confident.open(image).segment([(95.0, 95.0), (20.0, 20.0)], [True, False])
     assert np.array_equal(user.selection.shape.mask, expected.mask)
     assert user.answer.text == "a red triangle" and user.status.kind == "done"
-    assert len(user.point((95, 95)).selection.candidates) == 3
+    candidates = confident.open(image).segment([(95.0, 95.0)], [True])
+    assert len(user.point((95, 95)).selection.candidates) == len(candidates) > 1
