@@ -1,49 +1,29 @@
-"""What happens on each event of the page, without a word about the page itself.
+"""What happens on each event of the Ask tab and of the picture, without a word about the page itself.
 
 ```
-open ──► Selection(path)        the picture is read, embedded by the segmenter, encoded by the model: once
-click ─► Selection(points, candidates) ─► Request ─► answer: streamed by the picture's ImageSession
+open ───► View(picture)           the picture is read, embedded by the segmenter, encoded by the model: once
+select ─► View(selection) ─► Answer, streamed by the picture's ImageSession
+send ───► Chat, streamed; all of the conversation is the user's own
 ```
 """
 
-import functools
-import itertools
-import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
-from typing import Any, ParamSpec, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from app.pictures import OpenPicture, PictureCache
+from app.chat import Chat
+from app.pictures import PictureCache
 from app.questions import FREE, Question, make_question
-from app.state import Selection
-from osprey_tp.drawing import draw_points, draw_regions
-from osprey_tp.images import load_image
-from osprey_tp.segmenters import Segmenter
-from osprey_tp.sessions import ImageSession
+from app.selecting import find_shapes, read_prompt
+from app.state import Kept, Selection, Shown
+from app.status import Status, failed
 
-MAX_PICTURES = 8  # open at a time, over all users
-SHOWN_SIDES = (720, 1600)  # the longer side of a picture as shown, at least and at most, in pixels
-
-SELECT, ADD, REMOVE = "Select object", "Add to it", "Exclude from it"
-CLICK_MODES = (SELECT, ADD, REMOVE)
-
-_logger = logging.getLogger(__name__)
-_Arguments = ParamSpec("_Arguments")
-
-
-class Describer(Protocol):
-    """What the app needs of `osprey_tp.sessions.RegionDescriber`."""
-
-    def open(self, image: Any) -> ImageSession:
-        """Encodes a picture once and returns the session that answers about it."""
-        ...
+MAX_REGIONS = 64  # kept at a time, by one user
 
 
 class Keep(Enum):
@@ -56,218 +36,202 @@ KEEP = Keep.KEEP
 
 
 @dataclass(frozen=True)
-class Status:
-    """One line about what goes on. `kind` is "ready", "busy", "done" or "error"."""
+class View:
+    """What is seen of the picture: the selection in it and the regions kept."""
 
-    kind: str
-    text: str
+    selection: Selection
+    kept: Kept
 
 
 @dataclass(frozen=True)
-class Request:
-    """A question to be answered about the selected region; the number tells two equal ones apart."""
+class Answer:
+    """A question about the selected region, and its answer as far as it is known."""
 
-    number: int
-    question: Question
+    question: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an event changes on the page. `picture` and `request` may also become None: gone."""
+    """What an event changes on the page."""
 
-    picture: Image.Image | Keep | None = KEEP
-    selection: Selection | Keep = KEEP
+    view: View | Keep = KEEP
     status: Status | Keep = KEEP
-    question: str | Keep = KEEP
-    answer: str | Keep = KEEP
-    request: Request | Keep | None = KEEP
+    answer: Answer | Keep = KEEP
+    chat: Chat | Keep = KEEP
 
 
-START = Status("ready", "Upload a picture or pick an example.")
+@dataclass(frozen=True)
+class Asking:
+    """How the user asks: the kind of question, the own question, the temperature (0 for greedy answers), the most
+    tokens of an answer.
+    """
+
+    kind: str
+    own: str = ""
+    temperature: float = 0.0
+    longest: int = 512
+
+    def question(self) -> Question:
+        """Raises `ValueError` if there is none yet."""
+        question = make_question(self.kind, self.own)
+        return replace(question, max_new_tokens=min(question.max_new_tokens, self.longest))
+
+    def options(self, most: int) -> dict[str, Any]:
+        """Of generation, for an answer of at most `most` tokens."""
+        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {}
+        return {"max_new_tokens": most} | sampling
+
+
+START = Status("ready", "Drop a picture, or pick an example.")
 CLICK = Status("ready", "Click an object in the picture.")
-
-
-def _reporting_errors(
-    event: Callable[_Arguments, Iterator[Update]],
-) -> Callable[_Arguments, Iterator[Update]]:
-    """Lets an event end in a line for the user; what nobody foresaw goes to the log as well."""
-
-    @functools.wraps(event)
-    def reporting(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Iterator[Update]:
-        try:
-            yield from event(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            yield Update(status=Status("error", _sentence(str(error))))
-        except Exception as error:
-            _logger.exception("an event of the app failed")
-            yield Update(status=Status("error", f"Something went wrong ({type(error).__name__}). The log says more."))
-
-    return reporting
+PREPARING = Status("busy", "The model is looking at the picture …")
+SELECTING = Status("busy", "Finding the object …")
+STOPPED = Status("done", "Stopped.")
+ANSWERING = Status("busy", "Answering …")
 
 
 class Controller:
-    """Answers the page's events with updates; holds the model, the segmenter and the open pictures."""
+    """Answers the page's events with updates.
 
-    def __init__(self, describer: Describer, segmenter: Segmenter, max_pictures: int = MAX_PICTURES) -> None:
-        self._describer = describer
-        self._segmenter = segmenter
-        self._numbers = itertools.count(1)
-        self._latest: dict[str, int] = {}  # number of the request, by user, whose answer is still wanted
-        self.pictures = PictureCache(self._open, capacity=max_pictures)
+    Every event raises `ValueError` or `OSError` with a line for the user.
 
-    @_reporting_errors
-    def open(self, user: str, path: str) -> Iterator[Update]:
-        """A picture was uploaded or picked; `path` names its file."""
-        self._drop_answer(user)
-        name = Path(path).name
-        blank = Update(selection=Selection(), status=Status("busy", f"Reading {name} …"), question="", answer="")
-        yield blank
+    Args:
+        pictures: The open pictures, with the model and the segmenter at work on them.
+        publish: Makes a picture available to the browser and returns the name by which the page asks for it.
+    """
+
+    def __init__(self, pictures: PictureCache, publish: Callable[[Image.Image], str]) -> None:
+        self.pictures = pictures
+        self._publish = publish
+
+    def open(self, user: str, path: str, name: str, serial: int) -> Iterator[Update]:
+        """A picture was uploaded or picked; `path` names its file, `name` is what the user calls it."""
+        reading = Selection(serial=serial, busy=f"Reading {name} …")
+        yield Update(View(reading, Kept()), Status("busy", reading.busy), Answer(), Chat())
         try:
             picture = self.pictures.get(user, path)
         except (ValueError, OSError) as error:
-            reason = _sentence(str(error).replace(path, name))
-            yield Update(picture=None, status=Status("error", f"{reason} Choose a picture in JPEG, PNG or WebP."))
+            reason = failed(ValueError(str(error).replace(path, name))).text
+            unread = Selection(serial=serial)
+            yield Update(View(unread, Kept()), Status("error", f"{reason} Choose a picture in JPEG, PNG or WebP."))
             return
-        yield Update(picture=picture.shown, selection=Selection(path), status=CLICK)
+        shown = Shown(path, self._publish(picture.shown), picture.image.height, picture.image.width)
+        yield Update(View(Selection(shown, serial=serial), Kept()), PREPARING)
+        _ = picture.segmented, picture.session  # so that the first click need not wait for them
+        yield Update(status=CLICK)
 
-    def close(self, user: str) -> Update:
+    def close(self, serial: int) -> Iterator[Update]:
         """The user took the picture away."""
-        self._drop_answer(user)
-        return Update(picture=None, selection=Selection(), status=START, question="", answer="", request=None)
+        yield Update(View(Selection(serial=serial), Kept()), START, Answer(), Chat())
 
-    @_reporting_errors
-    def click(
-        self, user: str, selection: Selection, x: float, y: float, mode: str, kind: str, own: str
+    def select(
+        self, user: str, selection: Selection, kept: Kept, pointed: Mapping[str, Any], serial: int, asking: Asking
     ) -> Iterator[Update]:
-        """A click at the shares `x`, `y` (0 to 1) of the picture's width and height; asks about what is found there."""
-        if not selection.path:
-            raise ValueError("open a picture first")
-        if mode not in CLICK_MODES:
-            raise ValueError(f"no kind of click {mode!r}; choose from {', '.join(CLICK_MODES)}")
-        self._drop_answer(user)
-        yield Update(status=Status("busy", "Finding the object …"), question="", answer="")
-        image = self.pictures.get(user, selection.path).image
-        point = (min(x * image.width, image.width - 1.0), min(y * image.height, image.height - 1.0))
-        if mode == SELECT:
-            selection = selection.without_points()
-        yield from self._segmented(user, selection.with_point(point, positive=mode != REMOVE), kind, own)
+        """The user pointed at something in the picture (`selecting.read_prompt`); asks about what is found there."""
+        picture = _require_picture(selection)
+        selection = replace(selection.cleared(), serial=serial)
+        selection = replace(selection, prompt=read_prompt(pointed, picture.height, picture.width))
+        view = View(selection, kept)
+        if not selection.prompt:
+            yield Update(view, CLICK, Answer())
+            return
+        yield Update(view, SELECTING, Answer())
+        segmented = self.pictures.get(user, picture.path).segmented
+        shapes = find_shapes(segmented, selection.prompt, picture.height, picture.width)
+        if not shapes:
+            yield Update(status=Status("ready", "Now click the object itself."))
+            return
+        view = View(replace(selection, candidates=shapes), kept)
+        if asking.kind == FREE and not asking.own.strip():
+            yield Update(view, Status("ready", "Write your question and press Ask."))
+            return
+        yield Update(view, ANSWERING)
+        yield from self.ask(user, view.selection, asking)
 
-    @_reporting_errors
-    def undo(self, user: str, selection: Selection, kind: str, own: str) -> Iterator[Update]:
-        """Takes the last point back."""
-        if not selection.points:
-            raise ValueError("there is no point to take back")
-        self._drop_answer(user)
-        yield Update(status=Status("busy", "Finding the object …"), question="", answer="")
-        yield from self._segmented(user, selection.without_last_point(), kind, own)
-
-    @_reporting_errors
-    def clear(self, user: str, selection: Selection) -> Iterator[Update]:
-        """Takes all points back."""
-        if not selection.path:
-            raise ValueError("there is nothing to clear")
-        self._drop_answer(user)
-        shown = self.pictures.get(user, selection.path).shown
-        yield Update(shown, selection.without_points(), CLICK, question="", answer="", request=None)
-
-    @_reporting_errors
-    def choose(self, user: str, selection: Selection, index: int, kind: str, own: str) -> Iterator[Update]:
+    def choose(self, user: str, selection: Selection, kept: Kept, index: int, asking: Asking) -> Iterator[Update]:
         """Takes another of the segmenter's masks."""
         selection = selection.choosing(index)
-        yield self._shown(user, selection)
-        yield from self._asked(user, kind, own)
+        yield Update(View(selection, kept), ANSWERING)
+        yield from self.ask(user, selection, asking)
 
-    @_reporting_errors
-    def ask(self, user: str, selection: Selection, kind: str, own: str) -> Iterator[Update]:
-        """The question was chosen, or asked again."""
-        if not selection.path:
-            raise ValueError("open a picture first")
-        if selection.mask is None:
+    def ask(self, user: str, selection: Selection, asking: Asking) -> Iterator[Update]:
+        """Streams the answer to the question about the selected region; each update holds the text so far."""
+        picture = _require_picture(selection)
+        if selection.shape is None:
             raise ValueError("click an object first")
-        yield Update(status=Status("busy", "Answering …"), answer="", request=self._request(user, kind, own))
-
-    @_reporting_errors
-    def answer(self, user: str, selection: Selection, request: Request | None) -> Iterator[Update]:
-        """Streams the answer to a request; every update holds the whole text so far. Ends, and ends the model's work,
-        as soon as the user has gone on to something else.
-        """
-        if request is None or selection.mask is None:
-            return
+        question, text = asking.question(), ""
+        yield Update(status=ANSWERING, answer=Answer(question.text))
         started = time.monotonic()
-        session = self.pictures.get(user, selection.path).session
-        question, text = request.question, ""
-        for piece in session.stream([selection.mask], question.text, max_new_tokens=question.max_new_tokens):
-            if self._latest.get(user) != request.number:
-                return
-            text += piece
-            yield Update(question=question.text, answer=text.strip())
-        seconds = time.monotonic() - started
-        if text.strip():
-            yield Update(status=Status("done", f"Answered in {seconds:.1f} s. Click another object to go on."))
-        else:
-            yield Update(status=Status("done", "The model had nothing to say about this region."))
+        session = self.pictures.get(user, picture.path).session
+        options = asking.options(question.max_new_tokens)
+        with _closing(session.stream([selection.shape.rle], question.text, **options)) as pieces:
+            for piece in pieces:
+                text += piece
+                yield Update(answer=Answer(question.text, text.strip()))
+        yield Update(status=_answered(text, started))
+
+    def keep(self, selection: Selection, kept: Kept) -> Iterator[Update]:
+        """Puts the selected region among the kept ones."""
+        if selection.shape is None:
+            raise ValueError("select a region first, then keep it")
+        if len(kept.regions) >= MAX_REGIONS:
+            raise ValueError(f"{MAX_REGIONS} regions are kept, which is the limit; remove some first")
+        kept = kept.adding(selection.shape)
+        status = Status("ready", f"Kept as {kept.regions[-1].name}. Select another object, or talk about it below.")
+        yield Update(View(selection.cleared(), kept), status)
+
+    def remove(self, selection: Selection, kept: Kept, number: int) -> Iterator[Update]:
+        """Takes a region off the kept ones. A conversation that speaks of it goes on knowing it."""
+        yield Update(View(selection, kept.without(number)))
+
+    def send(
+        self, user: str, selection: Selection, kept: Kept, chat: Chat, message: str, asking: Asking
+    ) -> Iterator[Update]:
+        """Takes the next turn of the conversation about the picture and the kept regions; streams its answer."""
+        _require_picture(selection)
+        yield from self._converse(user, selection, chat.asking(message, kept), asking)
+
+    def regenerate(self, user: str, selection: Selection, chat: Chat, asking: Asking) -> Iterator[Update]:
+        """Answers the last message again."""
+        _require_picture(selection)
+        yield from self._converse(user, selection, chat.regenerating(), asking)
 
     def leave(self, user: str) -> None:
         """The user closed the page."""
-        self._drop_answer(user)
         self.pictures.forget(user)
 
-    def _open(self, path: str) -> OpenPicture:
-        image = load_image(path)
-        longer = max(image.size)
-        scale = min(max(longer, SHOWN_SIDES[0]), SHOWN_SIDES[1]) / longer
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        shown = image.resize(size, Image.Resampling.LANCZOS)
-        return OpenPicture(image, shown, self._segmenter.open(image), self._describer.open(image))
-
-    def _segmented(self, user: str, selection: Selection, kind: str, own: str) -> Iterator[Update]:
-        """Shows the points with the mask that they give, then asks about it."""
-        if not any(selection.labels):
-            yield self._shown(user, selection)
-            yield Update(status=CLICK if not selection.points else Status("ready", "Now click the object itself."))
-            return
-        try:
-            found = self.pictures.get(user, selection.path).segmented.segment(selection.points, selection.labels)
-        except ValueError:
-            yield self._shown(user, selection)
-            raise
-        yield self._shown(user, selection.with_candidates(tuple(found)))
-        yield from self._asked(user, kind, own)
-
-    def _asked(self, user: str, kind: str, own: str) -> Iterator[Update]:
-        if kind == FREE and not own.strip():
-            yield Update(status=Status("ready", "Write your question and press Ask."))
-            return
-        yield Update(status=Status("busy", "Answering …"), request=self._request(user, kind, own))
-
-    def _request(self, user: str, kind: str, own: str) -> Request:
-        request = Request(next(self._numbers), make_question(kind, own))
-        self._latest[user] = request.number
-        return request
-
-    def _drop_answer(self, user: str) -> None:
-        """Lets an answer that is being streamed end: the user has gone on to something else."""
-        self._latest.pop(user, None)
-
-    def _shown(self, user: str, selection: Selection) -> Update:
-        """The picture with the selected region and the points drawn on it."""
-        picture = self.pictures.get(user, selection.path)
-        drawn = picture.shown
-        if selection.mask is not None:
-            drawn = draw_regions(drawn, [_resized(selection.mask, drawn.height, drawn.width)])
-        scale_x, scale_y = drawn.width / picture.image.width, drawn.height / picture.image.height
-        points = [(x * scale_x, y * scale_y) for x, y in selection.points]
-        drawn = draw_points(drawn, points, selection.labels)
-        return Update(drawn, selection, question="", answer="", request=None)
+    def _converse(self, user: str, selection: Selection, chat: Chat, asking: Asking) -> Iterator[Update]:
+        yield Update(status=ANSWERING, chat=chat)
+        started = time.monotonic()
+        session = self.pictures.get(user, selection.path).session
+        regions = [region.shape.rle for region in chat.regions]
+        text = ""
+        with _closing(session.converse(chat.turns, regions, **asking.options(asking.longest))) as pieces:
+            for piece in pieces:
+                text += piece
+                yield Update(chat=chat.answered(text.strip(), finished=False))
+        yield Update(status=_answered(text, started), chat=chat.answered(text.strip(), finished=True))
 
 
-def _resized(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:
-    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
-    shares = np.asarray(resized)
-    return shares > 127 if (shares > 127).any() else shares > 0
+@contextmanager
+def _closing(pieces: Iterator[str]) -> Iterator[Iterator[str]]:
+    """Ends the generation of an answer that nobody reads on."""
+    try:
+        yield pieces
+    finally:
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            close()
 
 
-def _sentence(text: str) -> str:
-    """An error's message on one line, with a capital letter and a full stop."""
-    text = " ".join(text.split()).rstrip(".")
-    return f"{text[:1].upper()}{text[1:]}."
+def _require_picture(selection: Selection) -> Shown:
+    if selection.picture is None:
+        raise ValueError("open a picture first")
+    return selection.picture
+
+
+def _answered(text: str, started: float) -> Status:
+    if not text.strip():
+        return Status("done", "The model had nothing to say.")
+    return Status("done", f"Answered in {time.monotonic() - started:.1f} s.")

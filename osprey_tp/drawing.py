@@ -4,11 +4,14 @@ An outline of two bands, dark outside and light inside, has contrast against any
 from what lies beside it. The translucent fill tells regions apart by colour without hiding what they show.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from osprey_tp.labels import place_labels
 
 Colour = tuple[int, int, int]
 
@@ -43,7 +46,7 @@ def line_width(height: int, width: int) -> int:
 
 def draw_regions(
     image: Image.Image,
-    masks: Sequence[NDArray[np.bool_]],
+    masks: Iterable[NDArray[np.bool_]],
     names: Sequence[str] = (),
     *,
     opacity: float = 0.4,
@@ -53,31 +56,29 @@ def draw_regions(
 ) -> Image.Image:
     """A copy of the picture with every region filled, outlined and labelled.
 
-    `masks` are boolean arrays (height, width) in source pixels. `names` holds one label a region ("" draws none);
-    without names several regions are numbered from 1 and a single one gets no label. `opacity` is the fill's share,
-    from 0 to 1. `colours`, one a region, defaults to `region_colour`. `outline_width` of one band and `font_size` are
-    in source pixels and follow the picture's size by default. An empty mask draws nothing.
+    `masks` are boolean arrays (height, width) in source pixels, read one at a time. `names` holds one label a region
+    ("" draws none); without names several regions are numbered from 1 and a single one gets no label. `opacity` is the
+    fill's share, from 0 to 1. `colours`, one a region, defaults to `region_colour`. `outline_width` of one band and
+    `font_size` are in source pixels and follow the picture's size by default. An empty mask draws nothing.
 
     Raises `ValueError` if a mask has another size than the picture, or if the counts of masks, names or colours differ.
     """
     width, height = image.size
-    masks = [_checked(mask, height, width, index) for index, mask in enumerate(masks)]
+    parts = [_part(mask, height, width, index) for index, mask in enumerate(masks)]
     if not names:
-        names = [str(number) for number in range(1, len(masks) + 1)] if len(masks) > 1 else [""] * len(masks)
-    colours = [region_colour(index) for index in range(len(masks))] if colours is None else colours
-    if not len(masks) == len(names) == len(colours):
-        raise ValueError(f"{len(masks)} masks, {len(names)} names, {len(colours)} colours: give one of each a region")
+        names = [str(number) for number in range(1, len(parts) + 1)] if len(parts) > 1 else [""] * len(parts)
+    colours = [region_colour(index) for index in range(len(parts))] if colours is None else colours
+    if not len(parts) == len(names) == len(colours):
+        raise ValueError(f"{len(parts)} masks, {len(names)} names, {len(colours)} colours: give one of each a region")
 
     pixels = np.array(image.convert("RGB"))
     band = line_width(height, width) if outline_width is None else outline_width
     # Large regions first, so that a region inside another one stays visible.
-    for index in sorted(range(len(masks)), key=lambda index: -int(masks[index].sum())):
-        _paint_region(pixels, masks[index], colours[index], opacity, band)
+    for index in sorted(range(len(parts)), key=lambda index: -int(parts[index][0].sum())):
+        _paint_region(pixels, *parts[index], colours[index], opacity, band)
     drawn = Image.fromarray(pixels)
     font = ImageFont.load_default(size=font_size or max(11, round(max(height, width) / 45)))
-    for mask, name, colour in zip(masks, names, colours, strict=True):
-        if name and mask.any():
-            _draw_label(drawn, mask, name, colour, font)
+    _draw_labels(drawn, parts, names, colours, font, band)
     return drawn
 
 
@@ -103,70 +104,93 @@ def draw_points(
     return drawn
 
 
-def _checked(mask: NDArray[np.bool_], height: int, width: int, index: int) -> NDArray[np.bool_]:
+Part = tuple[NDArray[np.bool_], int, int]
+"""A mask inside its bounding box, with the box's top and left; (0, 0) pixels for an empty mask."""
+
+
+def _part(mask: NDArray[np.bool_], height: int, width: int, index: int) -> Part:
     mask = np.asarray(mask)
     if mask.shape != (height, width):
         raise ValueError(f"mask {index} has shape {mask.shape}, the picture is (height, width) = ({height}, {width})")
-    return mask.astype(bool, copy=False)
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return np.zeros((0, 0), dtype=bool), 0, 0
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    return mask[top:bottom, left:right].astype(bool), top, left
 
 
 def _paint_region(
-    pixels: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour, opacity: float, band: int
+    pixels: NDArray[np.uint8], mask: NDArray[np.bool_], top: int, left: int, colour: Colour, opacity: float, band: int
 ) -> None:
     """Fills and outlines one region in place; works inside the region's own box only."""
-    box = _bounding_box(mask)
-    if box is None:
+    if not mask.size:
         return
-    x0, y0, x1, y1 = box
-    height, width = mask.shape
-    view = (slice(max(0, y0 - band), min(height, y1 + band)), slice(max(0, x0 - band), min(width, x1 + band)))
-    inside, window = mask[view], pixels[view]
-    window[inside] = np.round(window[inside] * (1 - opacity) + np.asarray(colour) * opacity).astype(np.uint8)
+    height, width = pixels.shape[:2]
+    above, before = min(top, band), min(left, band)
+    below = min(height - top - mask.shape[0], band)
+    behind = min(width - left - mask.shape[1], band)
+    inside = np.pad(mask, ((above, below), (before, behind)))
+    window = pixels[top - above : top + mask.shape[0] + below, left - before : left + mask.shape[1] + behind]
+    for channel in range(3):
+        mixed = np.round(np.arange(256) * (1 - opacity) + colour[channel] * opacity).astype(np.uint8)
+        np.copyto(window[..., channel], mixed[window[..., channel]], where=inside)
     window[_grow(inside, band) & ~inside] = DARK
     # The picture's border is no outline: a region cut off by it continues.
     window[inside & _grow(~inside, band)] = LIGHT
 
 
-def _grow(mask: NDArray[np.bool_], steps: int) -> NDArray[np.bool_]:
-    """Dilation, alternating between four and eight neighbours for a nearly round brush."""
-    grown = mask.copy()
-    for step in range(steps):
-        previous = grown.copy()
-        grown[1:] |= previous[:-1]
-        grown[:-1] |= previous[1:]
-        sideways = grown.copy() if step % 2 else previous
-        grown[:, 1:] |= sideways[:, :-1]
-        grown[:, :-1] |= sideways[:, 1:]
-    return grown
+def _grow(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Dilation (height, width) by a disc, 64 pixels of a row at a time."""
+    height, width = mask.shape
+    bits = np.pad(mask, ((radius, radius), (0, -width % 64)))
+    spread = np.packbits(bits, axis=1, bitorder="little").view("<u8")
+    grown = np.zeros((height, spread.shape[1]), dtype="<u8")
+    reached = 0
+    for down in range(radius, -1, -1):
+        for _ in range(reached, math.isqrt(radius * radius + radius // 2 - down * down)):
+            spread = _widened(spread)
+            reached += 1
+        grown |= spread[radius - down : radius - down + height]
+        grown |= spread[radius + down : radius + down + height]
+    return np.unpackbits(grown.view(np.uint8), axis=1, bitorder="little", count=width).view(bool)
 
 
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """(x0, y0, x1, y1) of the true pixels, the far ends exclusive; None if there are none."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+def _widened(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Rows of bits, the lowest first, with both neighbours of every bit set, too."""
+    wide = words | (words << np.uint64(1)) | (words >> np.uint64(1))
+    wide[:, 1:] |= words[:, :-1] >> np.uint64(63)
+    wide[:, :-1] |= words[:, 1:] << np.uint64(63)
+    return wide
 
 
-def _draw_label(
+def _draw_labels(
     image: Image.Image,
-    mask: NDArray[np.bool_],
-    name: str,
-    colour: Colour,
+    parts: Sequence[Part],
+    names: Sequence[str],
+    colours: Sequence[Colour],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    band: int,
 ) -> None:
-    """Writes the name on a dark plate above the region, or at its top where the picture leaves no room above."""
-    box = _bounding_box(mask)
-    if box is None:
-        return
+    """Writes the names on dark plates; one that found no place at its region is tied to it by a line."""
     draw = ImageDraw.Draw(image)
-    left, top, right, bottom = draw.textbbox((0, 0), name, font=font)
-    padding = max(2, round((bottom - top) / 4))
-    plate_width, plate_height = right - left + 3 * padding, bottom - top + 2 * padding
-    x = max(0, min(box[0], image.width - plate_width))
-    y = box[1] - plate_height - padding
-    if y < 0:
-        y = min(box[1] + padding, max(0, image.height - plate_height))
-    draw.rectangle((x, y, x + plate_width, y + plate_height), fill=DARK)
-    draw.rectangle((x, y, x + padding // 2 + 1, y + plate_height), fill=colour)
-    draw.text((x + 2 * padding - left, y + padding - top), name, fill=LIGHT, font=font)
+    texts = [draw.textbbox((0, 0), name, font=font) for name in names]
+    padding = [max(2, round((bottom - top) / 4)) for _, top, _, bottom in texts]
+    sizes = [
+        (round(right - left + 3 * pad), round(bottom - top + 2 * pad)) if name and part[0].size else None
+        for name, part, (left, top, right, bottom), pad in zip(names, parts, texts, padding, strict=True)
+    ]
+    plates = place_labels(parts, sizes, image.height, image.width, gap=2 * band)
+    for plate in plates:
+        if plate is not None and plate.leads_to is not None:
+            x0, y0, x1, y1 = plate.rectangle
+            line = ((x0 + x1) / 2, (y0 + y1) / 2, *plate.leads_to)
+            draw.line(line, fill=DARK, width=3 * band)
+            draw.line(line, fill=LIGHT, width=band)
+    for plate, name, colour, (left, top, _, _), pad in zip(plates, names, colours, texts, padding, strict=True):
+        if plate is not None:
+            x0, y0, x1, y1 = map(round, plate.rectangle)
+            draw.rectangle((x0, y0, x1, y1), fill=DARK)
+            draw.rectangle((x0, y0, x0 + pad // 2 + 1, y1), fill=colour)
+            draw.text((x0 + 2 * pad - left, y0 + pad - top), name, fill=LIGHT, font=font)

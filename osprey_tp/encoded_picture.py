@@ -130,6 +130,12 @@ class EncodedPicture:
             scores[batch] = self._paired_log_likelihoods([pairs[pair] for pair in batch])
         return scores.reshape(len(questions), len(texts))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that are kept of the picture: cells, visual tokens, and the prefix once it is read."""
+        prefix = vars(self).get("_prefix")
+        return sum(tensor.nbytes for tensor in (self._cells, *self._visual_tokens)) + (prefix.nbytes if prefix else 0)
+
     @cached_property
     def _prefix(self) -> SharedPrefix:
         """The prompt up to the last visual token."""

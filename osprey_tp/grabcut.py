@@ -15,17 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from osprey_tp.colour_areas import colour_areas
+from osprey_tp.mask_selection import SAME_OBJECT_IOU, affordable, distinct, encode_masks, select_masks, times_found
 from osprey_tp.segmenters import Box, Candidate, Point, check_prompts
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 
 WORKING_SIDE = 144  # longest side, in pixels, of a window when proposals are made
+EVERYTHING_SIDE = 512  # longest side, in pixels, of the picture in which all objects are looked for
 REFINEMENT_SIDE = 320  # longest side, in pixels, of the window in which the kept proposals get their exact edge
 SMALLEST_WINDOW = 32  # source pixels
 WINDOW_SHARES = (1.0, 0.5, 0.25, 0.125)  # half the window's side, as a share of the picture's longer side
 CANDIDATES = 3
-SAME_OBJECT_IOU = 0.8  # proposals that agree this much count as one object found again
+SMALL_SHARE = 0.01  # of the picture: where all objects are asked for, smaller areas are rather spots on an object
+LEAST_SCORE = 0.4  # of what passes for an object where all are asked for
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class GrabCutImage:
     def __init__(self, pixels: Pixels) -> None:
         self._pixels = np.ascontiguousarray(pixels)
         self._height, self._width = pixels.shape[:2]
+        self.nbytes = int(self._pixels.nbytes)
 
     def segment(self, points: Sequence[Point], labels: Sequence[bool], box: Box | None = None) -> list[Candidate]:
         """See `SegmentedImage.segment`; up to three candidates, different objects or parts of one."""
@@ -113,6 +118,25 @@ class GrabCutImage:
                 proposals.append((restored, scene.score(mask) * _size_prior(float(restored.mean()))))
         candidates = _distinct(proposals)
         return [Candidate(self._refined(mask, positions, positive, box), score) for mask, score in candidates]
+
+    def everything(self, most: int = 64) -> list[Candidate]:
+        """See `SegmentedImage.everything`: connected areas of similar colour that look like objects."""
+        window = Window.around((0, 0, self._width, self._height), self._height, self._width, EVERYTHING_SIDE)
+        pixels = window.cut(self._pixels)
+        areas = colour_areas(pixels)
+        scores = np.array([_score_of_area(pixels, area) for area in areas])
+        encoded = [encode_masks(area[None])[0] for area in areas]
+        scores = scores * [_found_again(int(times)) for times in times_found(encoded)]
+        most = affordable(most, self._height, self._width)
+        kept = [index for index in select_masks(encoded, scores, most) if scores[index] >= LEAST_SCORE]
+        found = []
+        for index in kept:
+            mask = window.restore(areas[index], self._height, self._width)
+            if window.scale < 1:
+                mask = self._refined(mask, np.zeros((0, 2)), np.zeros(0, bool), None)
+            if mask.any():
+                found.append(Candidate(mask, float(scores[index])))
+        return distinct(found)
 
     def _windows(self, positions: NDArray[np.float64], box: Box | None) -> list[Window]:
         """Windows of several sizes around the positive points; around the box, one with room on every side."""
@@ -260,6 +284,17 @@ class _Scene:
         return kept | (np.isin(holes, small[small > 0]) & ~self.certain_background)
 
 
+def _score_of_area(pixels: Pixels, area: Mask) -> float:
+    """How much like an object an area of a picture looks, seen with as much around it as the score needs."""
+    ys, xs = np.nonzero(area)
+    margin = round(np.sqrt(len(ys)) / 3) + 6
+    box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
+    window = Window.around(_padded(box, margin), area.shape[0], area.shape[1], longest_side=max(area.shape))
+    nothing = np.zeros(window.size, bool)
+    whole = _Scene(window.cut(pixels), (), nothing, nothing, nothing).score(window.cut(area))
+    return whole * min(1.0, float(area.mean()) / SMALL_SHARE) ** 0.5
+
+
 def _padded(box: Sequence[float], margin: float) -> Box:
     x0, y0, x1, y1 = box
     return x0 - margin, y0 - margin, x1 + margin, y1 + margin
@@ -268,6 +303,11 @@ def _padded(box: Sequence[float], margin: float) -> Box:
 def _size_prior(share: float) -> float:
     """Slightly less for a region that fills less than a tenth of the picture: rather the object than a spot on it."""
     return min(1.0, share / 0.1) ** 0.08
+
+
+def _found_again(times: int) -> float:
+    """What a proposal's score is multiplied with that was found so many times."""
+    return 0.8 + 0.2 * min(1.0, times / 4)
 
 
 def _distinct(proposals: list[tuple[Mask, float]]) -> list[tuple[Mask, float]]:
@@ -279,7 +319,7 @@ def _distinct(proposals: list[tuple[Mask, float]]) -> list[tuple[Mask, float]]:
             groups.append([proposal])
         else:
             group.append(proposal)
-    scored = [(group[0][0], group[0][1] * (0.8 + 0.2 * min(1.0, len(group) / 4))) for group in groups]
+    scored = [(group[0][0], group[0][1] * _found_again(len(group))) for group in groups]
     return sorted(scored, key=lambda candidate: -candidate[1])[:CANDIDATES]
 
 

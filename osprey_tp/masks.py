@@ -29,6 +29,7 @@ Region = Any
 """A region in any of the forms above."""
 
 _POLYGON_MARGIN = 1.0
+_LONGEST_OUTLINE = 2_000_000  # pixels; pycocotools keeps five points for each
 
 
 def to_mask(region: Region, height: int, width: int, *, allow_empty: bool = False) -> np.ndarray:
@@ -180,6 +181,9 @@ def _checked_polygon(polygon: Any, index: int, height: int, width: int) -> list[
             f"polygon {index} leaves the picture of {height} x {width} pixels (height x width): "
             f"its coordinates go from {low:g} to x {right:g} and y {bottom:g}"
         )
+    length = np.abs(np.diff(coordinates.reshape(-1, 2), axis=0, append=coordinates[None, :2])).max(axis=1).sum()
+    if length > _LONGEST_OUTLINE:
+        raise ValueError(f"polygon {index} is {length:.0f} pixels long; at most {_LONGEST_OUTLINE} can be drawn")
     return coordinates.tolist()
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-from osprey_tp.segmenters import Box, Candidate, Point, check_prompts
+from osprey_tp.prompted_masks import PromptedImage, widened_pixels
+from osprey_tp.segmenters import VIT_SIZES, one_line
 
-PUBLISHED_SIZES = {768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H"}  # by the width of the image encoder
+LEAST_IOU = 0.88  # where everything is asked for, as the authors' generator of masks has it
 DECODER_HEADS = 8  # of every published model; the weights' shapes do not show it
 
 
@@ -25,7 +25,7 @@ class SamSegmenter:
     def __init__(self, model: Sam) -> None:
         self._model = model.eval()
         width = model.image_encoder.pos_embed.shape[-1]
-        self.description = f"Segment Anything {PUBLISHED_SIZES.get(width, f'ViT of width {width}')}"
+        self.description = f"Segment Anything {VIT_SIZES.get(width, f'ViT of width {width}')}"
 
     @classmethod
     def from_checkpoint(cls, path: Path, device: str = "cpu") -> SamSegmenter:
@@ -48,45 +48,50 @@ class SamSegmenter:
             AttributeError,
             ValueError,
         ) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
             raise ValueError(f"{path} is not a checkpoint of Segment Anything: {reason}") from error
         return cls(model.to(device))
 
     def open(self, image: Image.Image) -> SamImage:
         """Embeds an RGB picture; about half a minute for ViT-B on a CPU."""
         predictor = SamPredictor(self._model)
-        predictor.set_image(np.array(image.convert("RGB")))
-        return SamImage(predictor)
+        predictor.set_image(widened_pixels(image))
+        return SamImage(predictor, image.height, image.width)
 
 
-class SamImage:
+class SamImage(PromptedImage):
     """A picture embedded by Segment Anything."""
 
-    def __init__(self, predictor: SamPredictor) -> None:
+    def __init__(self, predictor: SamPredictor, height: int, width: int) -> None:
+        side = predictor.model.image_encoder.img_size
+        shown = (predictor.input_size[0] / side, predictor.input_size[1] / side)
+        super().__init__(height, width, shown, LEAST_IOU, predictor.device)
         self._predictor = predictor
-        self._height, self._width = predictor.original_size
+        self.nbytes = predictor.get_image_embedding().nbytes
 
-    def segment(self, points: Sequence[Point], labels: Sequence[bool], box: Box | None = None) -> list[Candidate]:
-        """See `SegmentedImage.segment`.
-
-        A single click is ambiguous and gets three candidates (whole, part, subpart); more prompts get the one mask that
-        the model makes for them, as its authors advise. Scores are the model's own estimate of the IoU.
-        """
-        positions, positive = check_prompts(points, labels, box, self._height, self._width)
-        masks, scores, _ = self._predictor.predict(
-            point_coords=positions if len(positions) else None,
-            point_labels=positive.astype(np.int64) if len(positions) else None,
-            box=None if box is None else np.asarray(box, dtype=np.float64),
-            multimask_output=len(positions) == 1 and box is None,
+    def _decode(
+        self, points: torch.Tensor | None, labels: torch.Tensor | None, boxes: torch.Tensor | None, several: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        model, transform, size = self._predictor.model, self._predictor.transform, self._predictor.original_size
+        sparse, dense = model.prompt_encoder(
+            points=None if points is None else (transform.apply_coords_torch(points, size), labels),
+            boxes=None if boxes is None else transform.apply_boxes_torch(boxes, size),
+            masks=None,
         )
-        found = [
-            Candidate(mask.astype(bool), float(np.clip(score, 0, 1)))
-            for mask, score in zip(masks, scores, strict=True)
-            if mask.any()
-        ]
-        if not found:
-            raise ValueError("Segment Anything found no object here; click another spot or add a point")
-        return sorted(found, key=lambda candidate: -candidate.score)
+        return model.mask_decoder(
+            image_embeddings=self._predictor.get_image_embedding(),
+            image_pe=model.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=several,
+        )
+
+    def _enlarge(self, logits: torch.Tensor) -> torch.Tensor:
+        model = self._predictor.model
+        enlarged = model.postprocess_masks(
+            logits[None, None], self._predictor.input_size, self._predictor.original_size
+        )
+        return enlarged[0, 0] > model.mask_threshold
 
 
 def build_sam(weights: Mapping[str, torch.Tensor]) -> Sam:

@@ -12,7 +12,9 @@ from PIL import Image
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
-SEGMENTER_NAMES = ("grabcut", "sam:CHECKPOINT")
+SEGMENTER_NAMES = ("grabcut", "sam:PATH")
+VIT_SIZES = {768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H"}
+"""Published sizes of Segment Anything by the width of the image encoder."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,19 @@ class Segmenter(Protocol):
 
 
 def load_segmenter(specification: str, device: str = "cpu") -> Segmenter:
-    """The segmenter for `NAME[:PATH]`: `grabcut`, or `sam:CHECKPOINT` with a checkpoint of Segment Anything.
+    """The segmenter for `NAME[:PATH]`: `grabcut`, or `sam:PATH`.
 
-    Raises `ValueError` for an unknown name or an unreadable checkpoint, `FileNotFoundError` for a missing one, and
+    The path is a checkpoint file of the `segment_anything` package (ViT-B, ViT-L or ViT-H, recognised from its shapes),
+    or a folder of transformers with a model of its families SAM, SAM-HQ, SAM 2, SAM 3 or EdgeTAM.
+
+    Raises `ValueError` for an unknown name or an unreadable model, `FileNotFoundError` for a missing one, and
     `ImportError` saying what to install if the segmenter's package is missing.
     """
     name, _, path = specification.partition(":")
     if name == "grabcut" and path:
         raise ValueError(f"segmenter grabcut takes no checkpoint, got {specification!r}")
     if name == "sam" and not path:
-        raise ValueError("segmenter sam needs a checkpoint: sam:CHECKPOINT")
+        raise ValueError("segmenter sam needs a checkpoint file or a model folder: sam:PATH")
     if name not in ("grabcut", "sam"):
         raise ValueError(f"unknown segmenter {name!r}; choose from {', '.join(SEGMENTER_NAMES)}")
     try:
@@ -68,6 +73,10 @@ def load_segmenter(specification: str, device: str = "cpu") -> Segmenter:
             from osprey_tp.grabcut import GrabCutSegmenter
 
             return GrabCutSegmenter()
+        if Path(path).is_dir():
+            from osprey_tp.sam_transformers import TransformersSegmenter
+
+            return TransformersSegmenter.from_folder(Path(path), device=device)
         from osprey_tp.sam import SamSegmenter
 
         return SamSegmenter.from_checkpoint(Path(path), device=device)
@@ -93,3 +102,9 @@ def check_prompts(
                 f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) does not fit the picture of {width}x{height} pixels"
             )
     return np.asarray(points, dtype=np.float64).reshape(-1, 2), np.asarray(labels, dtype=bool)
+
+
+def one_line(error: Exception, longest: int = 200) -> str:
+    """What a library says is wrong, on one line of a readable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest].rstrip()} …"

@@ -126,6 +126,11 @@ class ImageSession:
         self.turns: list[tuple[str, str]] = []
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the encoded picture holds, the pixels of `image` not counted."""
+        return self._picture.nbytes
+
+    @property
     def region_names(self) -> list[str]:
         """Names of the regions that the chat knows: region1, region2, ..."""
         return [region_name(index) for index in range(len(self._chat_regions))]

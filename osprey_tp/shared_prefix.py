@@ -63,6 +63,11 @@ class SharedPrefix:
         model.model.language_model(inputs_embeds=embeddings, past_key_values=self.cache, use_cache=True)
         self.keys = SharedKeys.of(self.cache, [self.length], [1])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.keys.layers)
+
     def copies(self, count: int) -> DynamicCache:
         """A cache of its own for so many prompts, to be written to."""
         cache = copy.deepcopy(self.cache)
