@@ -8,6 +8,7 @@ on copies of it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from osprey_tp.answer_tree import AnswerTree, can_pack, tree_log_likelihoods
-from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
+from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration, OspreyTPModel
 from osprey_tp.processing import IGNORED_LABEL, Conversation, OspreyTPProcessor
 from osprey_tp.shared_prefix import Continuation, SharedPrefix
 from osprey_tp.tiling import TilePlan
@@ -47,6 +49,27 @@ def end_ids(model: OspreyTPForConditionalGeneration, processor: OspreyTPProcesso
     return list(ids) if isinstance(ids, list | tuple) else [ids]
 
 
+def without_unread_layers(model: OspreyTPModel) -> OspreyTPModel:
+    """The model, sharing all its weights, with a tower that ends at the last layer whose states are read.
+
+    A tower whose layers are not in `encoder.layers` stays as it is.
+    """
+    tower, read = model.vision_tower, max(model.config.feature_layers)
+    layers = getattr(getattr(tower, "encoder", None), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or read >= len(layers):
+        return model
+    maybe_install_capturing_hooks(tower)  # the layers are shared, and a copy must know that they have hooks
+    encoder = _with_part(tower.encoder, "layers", layers[:read])
+    return _with_part(model, "vision_tower", _with_part(tower, "encoder", encoder))
+
+
+def _with_part(module: Any, name: str, part: nn.Module) -> Any:
+    """The same module, but for one part."""
+    other = copy.copy(module)
+    other._modules = {**module._modules, name: part}
+    return other
+
+
 @torch.no_grad()
 def encode_pictures(
     model: OspreyTPForConditionalGeneration, processor: OspreyTPProcessor, images: Sequence[Image.Image]
@@ -60,7 +83,7 @@ def encode_pictures(
     """
     pictures = processor.image_processor.preprocess(list(images), return_tensors="pt")
     grids = pictures["tile_grids"]
-    cells = model.model.encode_tiles(pictures["pixel_values"].to(model.device))
+    cells = without_unread_layers(model.model).encode_tiles(pictures["pixel_values"].to(model.device))
     tokens = model.model.visual_tokens(cells, grids)
     tiling, encoded, first = processor.image_processor.tiling, [], 0
     for image, grid, of_picture in zip(images, grids.split(1), tokens, strict=True):
@@ -119,6 +142,10 @@ class EncodedPicture:
         counts = [int((suffix == self._model.config.region_token_id).sum()) for suffix in suffixes]
         of_each = zip(suffixes, tokens.split(counts), strict=True)
         return [Continuation(self._prefix, suffix, regions) for suffix, regions in of_each]
+
+    def features(self, conversations: Sequence[Conversation]) -> tuple[Tensor, Tensor | None]:
+        """Visual tokens (v, D) of the picture, and tokens (regions·r, D) of the regions of all conversations."""
+        return self._visual_tokens, self._region_features(conversations).region_tokens
 
     @torch.no_grad()
     def generation_inputs(self, conversations: Sequence[Conversation], options: Mapping[str, Any]) -> dict[str, Any]:

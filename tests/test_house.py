@@ -39,6 +39,7 @@ COMMANDS = (
     "scripts.benchmark prepare",
     "scripts.benchmark regions",
     "scripts.benchmark sample",
+    "scripts.benchmark score",
     "scripts.benchmark train-step",
     "scripts.quickstart",
     "scripts.quickstart_report",

@@ -49,6 +49,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "sample": Benchmark(
         "sample", "one training sample part by part: picture, tiles, regions, text; against bare libraries"
     ),
+    "score": Benchmark("score", "log-likelihoods of class names about regions, against a forward pass for each pair"),
     "train-step": Benchmark(
         "train_step", "optimiser steps of a random model: samples, tokens and FLOPs a second, utilisation, memory"
     ),
