@@ -171,6 +171,15 @@ class EncodedPicture:
             "do_sample": False,
         } | dict(options)
 
+    def generated(self, conversations: Sequence[Conversation], options: Mapping[str, Any], at_a_time: int) -> list[str]:
+        """Answers by `generate`, so many at a time; raises as `generation_inputs`."""
+        answers: list[str] = []
+        for first in range(0, len(conversations), at_a_time):
+            inputs = self.generation_inputs(conversations[first : first + at_a_time], options)
+            ids: Any = self._model.generate(**inputs)  # type: ignore[misc]
+            answers += self._processor.decode_answers(ids, inputs["input_ids"].shape[1])
+        return answers
+
     @torch.no_grad()
     def log_likelihoods(
         self, tree: AnswerTree, questions: Sequence[Conversation], texts: Sequence[str], batch_size: int

@@ -48,7 +48,6 @@ from osprey_tp.streaming import stream_answer
 DEFAULT_NEW_TOKENS = 64
 MOST_COPIES = 16
 """Copies of a picture's keys and values at a time, for answers that `generate` makes."""
-
 _REGION_NAME = re.compile(r"\b(region(\d+))\b")
 
 
@@ -176,26 +175,22 @@ class RegionDescriber:
             options: As of `generate`, `max_new_tokens` among them; greedy unless they say otherwise.
             batch_size: Answered at a time.
         """
-        copies = min(batch_size, MOST_COPIES)
         together = self.shares_prefix and is_plainly_greedy(self.model, options)
-        answers = [""] * len(conversations)
-        asked: list[Any] = [None] * len(conversations)
+        found: list[Any] = [None] * len(conversations)
         for picture in dict.fromkeys(pictures):
             places = [place for place, shown in enumerate(pictures) if shown is picture]
-            if together:
-                for place, one in zip(places, picture.continuations([conversations[i] for i in places]), strict=True):
-                    asked[place] = one
-                continue
-            for batch in (places[first : first + copies] for first in range(0, len(places), copies)):
-                inputs = picture.generation_inputs([conversations[place] for place in batch], options)
-                generated = self.model.generate(**inputs)
-                texts = self.processor.decode_answers(generated, inputs["input_ids"].shape[1])
-                for place, text in zip(batch, texts, strict=True):
-                    answers[place] = text
+            own = [conversations[place] for place in places]
+            made: Sequence[Any] = (
+                picture.continuations(own)
+                if together
+                else picture.generated(own, options, min(batch_size, MOST_COPIES))
+            )
+            for place, one in zip(places, made, strict=True):
+                found[place] = one
         if not together:
-            return answers
+            return found
         ends = end_ids(self.model, self.processor)
-        ids = continue_greedily(self.model, asked, options["max_new_tokens"], ends, batch_size)
+        ids = continue_greedily(self.model, found, options["max_new_tokens"], ends, batch_size)
         return [self.processor.decode_answer(answer) for answer in ids]
 
 

@@ -60,10 +60,12 @@ def test_a_batch_of_many_pictures_gives_every_prompts_own_tokens(seed, monkeypat
 def test_many_pictures_are_asked_in_one_call_as_one_by_one():
     describer = tiny_describer()
     asked, questions = random_questions(describer, np.random.default_rng(7), pictures=3, count=8)
-    expected = [describer.open(image).ask_groups([regions], [text])[0] for image, regions, text in asked]
-    assert describer.ask_many(questions, batch_size=3) == expected
+    expected = [
+        describer.open(image).ask_groups([regions], [text], max_new_tokens=6)[0] for image, regions, text in asked
+    ]
+    assert describer.ask_many(questions, batch_size=3, max_new_tokens=6) == expected
     describer.shares_prefix = False
-    assert describer.ask_many(questions, batch_size=3) == expected
+    assert describer.ask_many(questions, batch_size=3, max_new_tokens=6) == expected
     assert describer.ask_many([]) == []
     assert describer.open_many([]) == []
 
