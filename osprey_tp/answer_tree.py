@@ -1,19 +1,20 @@
 """Many candidate answers as one tree of tokens, so that what they share is read once.
 
 ```
-"a red ring"    question ─ a ─ red ─ ring ─ end          one node a token, packed into one sequence of the batch:
-"a red star" ─►                  └── star ─ end     ─►   a node attends to the picture's cached prefix and to the
-"blue"                  └─ blue ─ end                    nodes above it, and stands at the position it has alone
+"a red ring"    question ─ a ─ red ─ ring ─ end          one node a token, packed into rows of the batch: a node
+"a red star" ─►                  └── star ─ end     ─►   attends to the picture, the question and the nodes above
+"blue"                  └─ blue ─ end                    it, and stands at the position it has alone
 ```
 
-The question with its `<mask>` is the trunk. The tree depends on question and texts alone: one serves every region of
-every picture. Attention is exact, so the log-likelihoods are those of reading every text by itself.
+The question with its `<mask>` is the trunk. It is read once for a region, and what stands before the `<mask>` once for
+all; every token is read behind one copy of these keys and of the picture's (`osprey_tp.shared_prefix`). The tree
+depends on question and texts alone: one serves every region of every picture. Attention is exact, so the scores are
+those of reading every text by itself.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,18 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
 from osprey_tp.processing import IGNORED_LABEL, OspreyTPProcessor
-from osprey_tp.shared_attention import SHARED_ATTENTION
+from osprey_tp.row_cache import RowCache
+from osprey_tp.shared_attention import SHARED_ATTENTION, KeyGroup, SharedKeys
+from osprey_tp.shared_prefix import SharedPrefix, Stem, decode, levels_of, read_rows
 from osprey_tp.tiling import TilePlan
 
-MOST_TOKENS = 1024
-"""Tokens of a part; longer trees are cut, and each part repeats the trunk."""
+MOST_NODES = 256
+"""Tokens of a part; longer trees are cut, since a row of the batch costs the square of its tokens."""
 
-_MASKED_ATTENTION = ("eager", "sdpa", SHARED_ATTENTION)
+MOST_TOKENS = 1 << 12
+"""Tokens that are read at a time; a row is always."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,16 @@ class AnswerTree:
     Attributes:
         parts: together all texts, each in one part.
         lengths: (texts,) tokens of each answer, the end token among them.
+        trunk: tokens that every text begins with and that are part of no answer; the first nodes of every part.
     """
 
     parts: tuple[TreePart, ...]
     lengths: np.ndarray
+    trunk: int
 
     @classmethod
     def build(
-        cls, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], most: int = MOST_TOKENS
+        cls, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], most: int = MOST_NODES
     ) -> AnswerTree:
         """The tree of token rows.
 
@@ -96,7 +100,13 @@ class AnswerTree:
         if growing.texts:
             parts.append(growing.finish())
         lengths = np.array([sum(label != IGNORED_LABEL for label in row) for row in labels], dtype=np.int64)
-        return cls(tuple(parts), lengths)
+        # texts in order of their tokens: what the first and the last begin with, all begin with
+        first, last = order[0], order[-1]
+        alike = [
+            one == other and IGNORED_LABEL == of_one == of_other
+            for one, other, of_one, of_other in zip(rows[first], rows[last], labels[first], labels[last], strict=False)
+        ]
+        return cls(tuple(parts), lengths, alike.index(False))
 
 
 class _GrowingPart:
@@ -164,97 +174,98 @@ def answer_tree(processor: OspreyTPProcessor, overview: str, question: str, text
     return AnswerTree.build(rows, labels)
 
 
-def can_pack(model: OspreyTPForConditionalGeneration, prefix: DynamicCache) -> bool:
-    """Whether the language model takes a mask of its own for every token: not with flash attention or a window."""
-    attention = model.config.text_config._attn_implementation
-    return attention in _MASKED_ATTENTION and all(type(layer) is DynamicLayer for layer in prefix.layers)
+def can_pack(model: OspreyTPForConditionalGeneration) -> bool:
+    """Whether the language model attends to shared keys, and so can read a tree."""
+    return model.model.language_model.config._attn_implementation == SHARED_ATTENTION
 
 
-def packed_log_likelihoods(
-    model: OspreyTPForConditionalGeneration, prefix: DynamicCache, tree: AnswerTree, region_tokens: Tensor
+@torch.no_grad()
+def tree_log_likelihoods(
+    model: OspreyTPForConditionalGeneration, prefix: SharedPrefix, tree: AnswerTree, region_tokens: Tensor
 ) -> np.ndarray:
     """Log-likelihood of every text of a tree about every region.
 
     Args:
-        model: Takes masks of its own (`can_pack`).
-        prefix: Cache of the prompt up to the picture's last token; it stays as it is.
+        model: Uses the shared attention (`can_pack`).
+        prefix: The prompt up to the picture's last token.
         tree: Of the texts.
-        region_tokens: (regions, D).
+        region_tokens: (regions·r, D).
 
     Returns:
         (regions, texts) float64, natural logarithm, summed over the tokens of the answer.
     """
-    scores = np.zeros((len(region_tokens), len(tree.lengths)))
-    for packed in _batches(len(region_tokens), tree.parts):
-        parts = [part for _, part in packed]
-        places = [
-            region for region, part in packed for _ in range(int((part.tokens == model.config.region_token_id).sum()))
-        ]
-        hidden = model.model(
-            **_packed_inputs(parts, prefix.get_seq_length(), model.dtype, model.device),
-            past_key_values=_extended(prefix),
-            use_cache=True,
-            mm_encoder_outputs={"image": OspreyTPFeatures(pooler_output=[], region_tokens=region_tokens[places])},
-        ).last_hidden_state[0]
-        sizes = [len(part.tokens) for part in parts]
-        for (region, part), states in zip(packed, hidden.split(sizes), strict=True):
-            scores[region, list(part.texts)] = _answer_log_likelihoods(part, states, model.lm_head)
+    trunk = torch.from_numpy(tree.parts[0].tokens[: tree.trunk])
+    of_region = region_tokens.unflatten(0, (-1, int((trunk == model.config.region_token_id).sum())))
+    regions = len(of_region)
+    # a stem has tokens behind it: the second of two suffixes is the trunk up to its first region
+    stem = Stem.read(model, prefix, [trunk] * 2)
+    scores = np.zeros((regions, len(tree.lengths)))
+    longest = max(len(part.tokens) for part in tree.parts)
+    at_a_time = max(1, MOST_TOKENS // longest)
+    for first in range(0, regions, at_a_time):
+        chunk = range(first, min(first + at_a_time, regions))
+        questions = _Questions.read(model, stem, trunk[stem.opening.length :], of_region[first : first + at_a_time])
+        for part in tree.parts:
+            states = questions.read_behind(model, part, tree.trunk)  # (regions of the chunk, nodes, D)
+            for region, of_one in zip(chunk, states, strict=True):
+                scores[region, list(part.texts)] = _answer_log_likelihoods(part, of_one, model.lm_head, tree.trunk)
     return scores
 
 
-def _batches(regions: int, parts: Sequence[TreePart]) -> Iterator[list[tuple[int, TreePart]]]:
-    """Every part for every region, as many at a time as `MOST_TOKENS` allows."""
-    packed: list[tuple[int, TreePart]] = []
-    for region in range(regions):
-        for part in parts:
-            if packed and sum(len(one.tokens) for _, one in packed) + len(part.tokens) > MOST_TOKENS:
-                yield packed
-                packed = []
-            packed.append((region, part))
-    if packed:
-        yield packed
+@dataclass(frozen=True)
+class _Questions:
+    """A question about several regions, read.
 
-
-def _extended(cache: DynamicCache) -> DynamicCache:
-    """A cache that can grow while `cache` stays as it is; what both hold is not copied."""
-    grown = copy.copy(cache)
-    grown.layers = [copy.copy(layer) for layer in cache.layers]
-    return grown
-
-
-def _packed_inputs(
-    parts: Sequence[TreePart], prefix_length: int, dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
-    """Model inputs that read several parts after a cached prefix, each as if it were alone.
-
-    Returns:
-        input_ids and position_ids (1, N) over the nodes of all parts, attention_mask (1, 1, N, prefix + N), additive.
+    Attributes:
+        stem: Picture and what stands before the region.
+        keys: Of what is left of the question, one group a region.
+        last: (regions, D), states of the question's last token.
     """
-    total, first = sum(len(part.tokens) for part in parts), 0
-    seen = np.zeros((total, prefix_length + total), dtype=bool)
-    seen[:, :prefix_length] = True
-    for part in parts:
-        last = first + len(part.tokens)
-        seen[first:last, prefix_length + first : prefix_length + last] = part.ancestors
-        first = last
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
-    mask.masked_fill_(torch.from_numpy(~seen).to(device), torch.finfo(dtype).min)
-    tokens = torch.from_numpy(np.concatenate([part.tokens for part in parts]))
-    positions = torch.from_numpy(prefix_length + np.concatenate([part.depths for part in parts]))
-    return {
-        "input_ids": tokens[None].to(device),
-        "position_ids": positions[None].to(device),
-        "attention_mask": mask[None, None],
-    }
+
+    stem: Stem
+    keys: list[KeyGroup]
+    last: Tensor
+
+    @classmethod
+    def read(
+        cls, model: OspreyTPForConditionalGeneration, stem: Stem, question: Tensor, region_tokens: Tensor
+    ) -> _Questions:
+        """Read `question` (n,), behind the stem, about regions with tokens (regions, r, D)."""
+        regions = len(region_tokens)
+        ids = question.expand(regions, -1).to(model.device)
+        features = OspreyTPFeatures(pooler_output=[], region_tokens=region_tokens.flatten(0, 1))
+        embeddings = model.model.embed_prompt(ids, features)
+        seen = torch.ones_like(ids, dtype=torch.bool)
+        first = torch.full((regions,), stem.length)
+        cache = RowCache(model.config.text_config)
+        states = read_rows(model, embeddings, seen, first, cache, levels_of([stem], [regions]))
+        return cls(stem, [KeyGroup.of(cache, region) for region in range(regions)], states[:, -1])
+
+    def read_behind(self, model: OspreyTPForConditionalGeneration, part: TreePart, trunk: int) -> Tensor:
+        """States (regions, 1 + nodes, D) of the question's last token and of the nodes of a part behind the trunk."""
+        regions, device = len(self.keys), model.device
+        tokens = torch.from_numpy(part.tokens[trunk:]).to(device).expand(regions, -1)
+        depths = torch.from_numpy(part.depths[trunk:] - trunk).to(device)
+        mask = torch.from_numpy(part.ancestors[trunk:, trunk:]).to(device)
+        levels = [*levels_of([self.stem], [regions]), SharedKeys.of(self.keys, [1] * regions)]
+        states = decode(
+            model,
+            model.model.embed_prompt(tokens, None),
+            (self.stem.length + self.keys[0].length + depths).expand(regions, -1),
+            mask.expand(regions, 1, -1, -1),
+            RowCache(model.config.text_config),
+            levels,
+        )
+        return torch.cat([self.last[:, None], states], dim=1)
 
 
-def _answer_log_likelihoods(part: TreePart, states: Tensor, head: Any) -> np.ndarray:
-    """(T,) log-likelihood of every text of a part, from the last hidden states (N, D) of its nodes.
+def _answer_log_likelihoods(part: TreePart, states: Tensor, head: Any, trunk: int) -> np.ndarray:
+    """(T,) log-likelihood of every text of a part, from the last hidden states (1 + nodes, D) from the trunk's last on.
 
     The words after a node are looked at once, however many texts go on from there.
     """
     nodes = np.array(sorted({node for answer in part.answers for node in answer}))
-    parents, rows = np.unique(part.parents[nodes], return_inverse=True)
+    parents, rows = np.unique(part.parents[nodes] - (trunk - 1), return_inverse=True)
     logits = head(states[torch.from_numpy(parents).to(states.device)]).float()  # (parents, V)
     row = torch.from_numpy(rows).to(states.device)
     chosen = logits[row, torch.from_numpy(part.tokens[nodes]).to(states.device)]

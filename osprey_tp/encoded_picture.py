@@ -8,6 +8,7 @@ on copies of it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,14 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from osprey_tp.answer_tree import AnswerTree, can_pack, packed_log_likelihoods
-from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
+from osprey_tp.answer_tree import AnswerTree, can_pack, tree_log_likelihoods
+from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration, OspreyTPModel
 from osprey_tp.processing import IGNORED_LABEL, Conversation, OspreyTPProcessor
-from osprey_tp.shared_prefix import SharedPrefix
+from osprey_tp.shared_prefix import Continuation, SharedPrefix
 from osprey_tp.tiling import TilePlan
 
 _GREEDY: Mapping[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": None}
@@ -33,31 +35,90 @@ _OF_NO_MATTER_WHEN_GREEDY = {
 }
 
 
-class EncodedPicture:
-    """One picture, run through the vision tower at once and through the language model when it is first asked about.
+def is_plainly_greedy(model: OspreyTPForConditionalGeneration, options: Mapping[str, Any]) -> bool:
+    """Whether the most likely token is all that counts: no beams, sampling, penalties or other criteria."""
+    asked = {name for name, value in options.items() if name not in _GREEDY or _GREEDY[name] not in (None, value)}
+    settings = model.generation_config.to_diff_dict()
+    return not asked and not settings.keys() - _OF_NO_MATTER_WHEN_GREEDY
+
+
+def end_ids(model: OspreyTPForConditionalGeneration, processor: OspreyTPProcessor) -> list[int]:
+    """What ends an answer."""
+    ids = model.generation_config.eos_token_id
+    ids = processor.tokenizer.eos_token_id if ids is None else ids
+    return list(ids) if isinstance(ids, list | tuple) else [ids]
+
+
+def without_unread_layers(model: OspreyTPModel) -> OspreyTPModel:
+    """The model, sharing all its weights, with a tower that ends at the last layer whose states are read.
+
+    A tower whose layers are not in `encoder.layers` stays as it is.
+    """
+    tower, read = model.vision_tower, max(model.config.feature_layers)
+    layers = getattr(getattr(tower, "encoder", None), "layers", None)
+    if not isinstance(layers, nn.ModuleList) or read >= len(layers):
+        return model
+    maybe_install_capturing_hooks(tower)  # the layers are shared, and a copy must know that they have hooks
+    encoder = _with_part(tower.encoder, "layers", layers[:read])
+    return _with_part(model, "vision_tower", _with_part(tower, "encoder", encoder))
+
+
+def _with_part(module: Any, name: str, part: nn.Module) -> Any:
+    """The same module, but for one part."""
+    other = copy.copy(module)
+    other._modules = {**module._modules, name: part}
+    return other
+
+
+@torch.no_grad()
+def encode_pictures(
+    model: OspreyTPForConditionalGeneration, processor: OspreyTPProcessor, images: Sequence[Image.Image]
+) -> list[EncodedPicture]:
+    """Run the vision tower at once on all tiles of all pictures.
 
     Args:
         model: In evaluation mode.
         processor: Fits the model.
-        image: PIL RGB.
-        shares_prefix: Whether the model attends to shared keys (`osprey_tp.shared_prefix.use_shared_attention`).
+        images: PIL RGB.
+    """
+    pictures = processor.image_processor.preprocess(list(images), return_tensors="pt")
+    grids = pictures["tile_grids"]
+    cells = without_unread_layers(model.model).encode_tiles(pictures["pixel_values"].to(model.device))
+    tokens = model.model.visual_tokens(cells, grids)
+    tiling, encoded, first = processor.image_processor.tiling, [], 0
+    for image, grid, of_picture in zip(images, grids.split(1), tokens, strict=True):
+        plan = tiling.plan(image.height, image.width)
+        own = cells if len(images) == 1 else cells[:, first : first + plan.num_tiles].clone()
+        encoded.append(EncodedPicture(model, processor, plan, grid, own, of_picture))
+        first += plan.num_tiles
+    return encoded
+
+
+class EncodedPicture:
+    """One picture that the vision tower has read; the language model reads it when it is first asked about.
+
+    Args:
+        model: In evaluation mode.
+        processor: Fits the model.
+        plan: Geometry of the picture.
+        tile_grid: (1, 2), rows and columns of its tiles.
+        cells: (levels, tiles, n·n, C), hidden states of the tower.
+        visual_tokens: (v, D), the picture in the prompt.
     """
 
-    @torch.no_grad()
     def __init__(
         self,
         model: OspreyTPForConditionalGeneration,
         processor: OspreyTPProcessor,
-        image: Image.Image,
-        shares_prefix: bool,
+        plan: TilePlan,
+        tile_grid: Tensor,
+        cells: Tensor,
+        visual_tokens: Tensor,
     ) -> None:
-        self._model, self._processor, self._shares_prefix = model, processor, shares_prefix
+        self._model, self._processor = model, processor
         self._image_token = model.config.image_token_id
-        self.plan = processor.image_processor.tiling.plan(image.height, image.width)
-        pictures = processor.image_processor.preprocess([image], return_tensors="pt")
-        self._tile_grids = pictures["tile_grids"]
-        self._cells = model.model.encode_tiles(pictures["pixel_values"].to(model.device))
-        self._visual_tokens = model.model.visual_tokens(self._cells, self._tile_grids)
+        self.plan = plan
+        self._tile_grid, self._cells, self._visual_tokens = tile_grid, cells, visual_tokens
 
     def message(self, regions: Sequence[Any], text: str) -> dict[str, Any]:
         """A user's message that shows the picture and regions of it, and says `text`."""
@@ -65,31 +126,38 @@ class EncodedPicture:
         return {"role": "user", "content": [picture, {"type": "text", "text": text}]}
 
     @torch.no_grad()
-    def answers(self, conversations: Sequence[Conversation], **options: Any) -> list[str]:
-        """The answer to every conversation, all of which begin with the picture.
+    def continuations(self, conversations: Sequence[Conversation]) -> list[Continuation]:
+        """Conversations about the picture as prompts that go on from its prefix.
 
         Args:
             conversations: The first message of each as `message` makes it; the last is the user's.
-            options: As of `generate`, `max_new_tokens` among them; greedy unless they say otherwise.
 
         Raises:
             ValueError: naming the region, if one cannot be used.
         """
-        if self._shares_prefix and self._is_plainly_greedy(options):
-            answers = self._prefix.continue_greedily(
-                self._suffixes(conversations),
-                self._region_features(conversations),
-                options["max_new_tokens"],
-                self._end_ids,
-            )
-            return [self._processor.decode_answer(answer) for answer in answers]
-        inputs = self.generation_inputs(conversations, options)
-        generated: Any = self._model.generate(**inputs)  # type: ignore[misc]
-        return self._processor.decode_answers(generated, inputs["input_ids"].shape[1])
+        suffixes = self._suffixes(conversations)
+        tokens = self._region_features(conversations).region_tokens
+        if tokens is None:
+            return [Continuation(self._prefix, suffix) for suffix in suffixes]
+        counts = [int((suffix == self._model.config.region_token_id).sum()) for suffix in suffixes]
+        of_each = zip(suffixes, tokens.split(counts), strict=True)
+        return [Continuation(self._prefix, suffix, regions) for suffix, regions in of_each]
+
+    def features(self, conversations: Sequence[Conversation]) -> tuple[Tensor, Tensor | None]:
+        """Visual tokens (v, D) of the picture, and tokens (regions·r, D) of the regions of all conversations."""
+        return self._visual_tokens, self._region_features(conversations).region_tokens
 
     @torch.no_grad()
     def generation_inputs(self, conversations: Sequence[Conversation], options: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of `generate` for `conversations`, on copies of the prefix; raises as `answers`."""
+        """Arguments of `generate` for `conversations`, on copies of the prefix.
+
+        Args:
+            conversations: As of `continuations`.
+            options: As of `generate`, `max_new_tokens` among them; greedy unless they say otherwise.
+
+        Raises:
+            ValueError: naming the region, if one cannot be used; if a region is to get several answers.
+        """
         if options.get("num_return_sequences", 1) != 1:
             raise ValueError("a region gets one answer: num_return_sequences must be 1; ask several times to sample")
         input_ids, attention_mask = self._behind_prefix(self._suffixes(conversations), padding_side="left")
@@ -99,9 +167,18 @@ class EncodedPicture:
             "past_key_values": self._prefix.copies(len(conversations) * options.get("num_beams", 1)),
             "mm_encoder_outputs": {"image": self._region_features(conversations)},
             "pad_token_id": self._processor.tokenizer.pad_token_id,
-            "eos_token_id": self._end_ids,
+            "eos_token_id": end_ids(self._model, self._processor),
             "do_sample": False,
         } | dict(options)
+
+    def generated(self, conversations: Sequence[Conversation], options: Mapping[str, Any], at_a_time: int) -> list[str]:
+        """Answers by `generate`, so many at a time; raises as `generation_inputs`."""
+        answers: list[str] = []
+        for first in range(0, len(conversations), at_a_time):
+            inputs = self.generation_inputs(conversations[first : first + at_a_time], options)
+            ids: Any = self._model.generate(**inputs)  # type: ignore[misc]
+            answers += self._processor.decode_answers(ids, inputs["input_ids"].shape[1])
+        return answers
 
     @torch.no_grad()
     def log_likelihoods(
@@ -118,10 +195,10 @@ class EncodedPicture:
         Returns:
             (questions, texts) float64, natural logarithm, summed over the tokens of the answer.
         """
-        if can_pack(self._model, self._prefix.cache):
+        if can_pack(self._model):
             tokens = self._region_features(questions).region_tokens
             assert tokens is not None
-            return packed_log_likelihoods(self._model, self._prefix.cache, tree, tokens)
+            return tree_log_likelihoods(self._model, self._prefix, tree, tokens)
         pairs = [[*asked, {"role": "assistant", "content": text}] for asked in questions for text in texts]
         order = sorted(range(len(pairs)), key=lambda pair: len(texts[pair % len(texts)]))
         scores = np.zeros(len(pairs))
@@ -140,20 +217,7 @@ class EncodedPicture:
     def _prefix(self) -> SharedPrefix:
         """The prompt up to the last visual token."""
         ids = self._processor.prepare([[self.message((), "")]], add_generation_prompt=True)["input_ids"][0]
-        return SharedPrefix(self._model, ids[: self._end_of_picture(ids)], self._visual_tokens)
-
-    @property
-    def _end_ids(self) -> list[int]:
-        """What ends an answer."""
-        ids = self._model.generation_config.eos_token_id
-        ids = self._processor.tokenizer.eos_token_id if ids is None else ids
-        return list(ids) if isinstance(ids, list | tuple) else [ids]
-
-    def _is_plainly_greedy(self, options: Mapping[str, Any]) -> bool:
-        """Whether the most likely token is all that counts: no beams, sampling, penalties or other criteria."""
-        asked = {name for name, value in options.items() if name not in _GREEDY or _GREEDY[name] not in (None, value)}
-        settings = self._model.generation_config.to_diff_dict()
-        return not asked and not settings.keys() - _OF_NO_MATTER_WHEN_GREEDY
+        return SharedPrefix(self._model, ids[: self._end_of_picture(ids)], [self._visual_tokens])
 
     def _end_of_picture(self, ids: Tensor) -> int:
         places = torch.eq(ids, self._image_token).nonzero()
@@ -187,7 +251,7 @@ class EncodedPicture:
             return OspreyTPFeatures(pooler_output=[])
         covered = self._processor.image_processor.cover_regions([regions], [self.plan])
         inputs = {name: value.to(self._model.device) for name, value in covered.items()}
-        tokens = self._model.model.region_tokens(self._cells, self._tile_grids, **inputs)
+        tokens = self._model.model.region_tokens(self._cells, self._tile_grid, **inputs)
         return OspreyTPFeatures(pooler_output=[], region_tokens=tokens)
 
     def _behind_prefix(self, suffixes: Sequence[Tensor], padding_side: str) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 ```
 RegionDescriber(model, processor)
+  ├─ open_many(images), ask_many(questions)     many pictures in one batch of tiles, and of answers
   └─ open(image) ─► ImageSession: cells of every tile, visual tokens, cache of the prompt up to the last visual token
        ├─ ask(regions, question)     one answer a region, all against one copy of that cache
        ├─ stream(regions, question)  one answer, piece by piece
@@ -17,20 +18,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoProcessor
 
 from osprey_tp.answer_tree import AnswerTree, answer_tree
-from osprey_tp.encoded_picture import EncodedPicture
+from osprey_tp.encoded_picture import EncodedPicture, encode_pictures, end_ids, is_plainly_greedy
 from osprey_tp.images import load_image
 from osprey_tp.model_folder import require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
-from osprey_tp.processing import OspreyTPProcessor
+from osprey_tp.processing import Conversation, OspreyTPProcessor
 from osprey_tp.prompts import (
     CATEGORY_QUESTION,
     OVERVIEW,
@@ -39,12 +42,28 @@ from osprey_tp.prompts import (
     region_name,
     require_one_region,
 )
-from osprey_tp.shared_prefix import use_shared_attention
+from osprey_tp.shared_prefix import MOST_ROWS, continue_greedily, use_shared_attention
 from osprey_tp.streaming import stream_answer
 
 DEFAULT_NEW_TOKENS = 64
-
+MOST_COPIES = 16
+"""Copies of a picture's keys and values at a time, for answers that `generate` makes."""
 _REGION_NAME = re.compile(r"\b(region(\d+))\b")
+
+
+@dataclass(frozen=True)
+class RegionQuestion:
+    """A question about one picture.
+
+    Attributes:
+        session: About the picture.
+        regions: Of the picture; none asks about all of it.
+        text: Holds a `<mask>` for every region.
+    """
+
+    session: ImageSession
+    regions: Sequence[Any]
+    text: str
 
 
 class RegionDescriber:
@@ -103,7 +122,76 @@ class RegionDescriber:
             image: The picture.
             overview: The sentence between the picture and every question; the default is what region models learn.
         """
-        return ImageSession(self, image, overview)
+        return self.open_many([image], overview)[0]
+
+    def open_many(self, images: Sequence[Any], overview: str = OVERVIEW) -> list[ImageSession]:
+        """Encode several pictures in one batch of tiles; as `open` otherwise."""
+        pictures = [load_image(image) for image in images]
+        if not pictures:
+            return []
+        encoded = encode_pictures(self.model, self.processor, pictures)
+        return [ImageSession(self, image, own, overview) for image, own in zip(pictures, encoded, strict=True)]
+
+    def ask_many(
+        self,
+        questions: Sequence[RegionQuestion],
+        *,
+        batch_size: int = MOST_ROWS,
+        max_new_tokens: int = DEFAULT_NEW_TOKENS,
+        **generate_options: Any,
+    ) -> list[str]:
+        """Ask about regions of any number of pictures in one batch, which questions enter as answers leave it.
+
+        Args:
+            questions: In any order; those about one picture share what has been read of it.
+            batch_size: Questions answered at a time.
+            max_new_tokens: Limit of an answer.
+            generate_options: As in `ImageSession.ask`.
+
+        Returns:
+            One answer a question, in order.
+
+        Raises:
+            ValueError: if placeholders and regions do not fit, or a region cannot be used.
+        """
+        conversations = [question.session.conversation(question.regions, question.text) for question in questions]
+        pictures = [question.session.picture for question in questions]
+        options = {"max_new_tokens": max_new_tokens} | generate_options
+        return self.answers(pictures, conversations, options, batch_size)
+
+    @torch.no_grad()
+    def answers(
+        self,
+        pictures: Sequence[EncodedPicture],
+        conversations: Sequence[Conversation],
+        options: dict[str, Any],
+        batch_size: int = MOST_ROWS,
+    ) -> list[str]:
+        """The answer to every conversation.
+
+        Args:
+            pictures: Of each conversation.
+            conversations: The first message of each as `EncodedPicture.message` makes it; the last is the user's.
+            options: As of `generate`, `max_new_tokens` among them; greedy unless they say otherwise.
+            batch_size: Answered at a time.
+        """
+        together = self.shares_prefix and is_plainly_greedy(self.model, options)
+        found: list[Any] = [None] * len(conversations)
+        for picture in dict.fromkeys(pictures):
+            places = [place for place, shown in enumerate(pictures) if shown is picture]
+            own = [conversations[place] for place in places]
+            made: Sequence[Any] = (
+                picture.continuations(own)
+                if together
+                else picture.generated(own, options, min(batch_size, MOST_COPIES))
+            )
+            for place, one in zip(places, made, strict=True):
+                found[place] = one
+        if not together:
+            return found
+        ends = end_ids(self.model, self.processor)
+        ids = continue_greedily(self.model, found, options["max_new_tokens"], ends, batch_size)
+        return [self.processor.decode_answer(answer) for answer in ids]
 
 
 class ImageSession:
@@ -111,17 +199,19 @@ class ImageSession:
 
     Attributes:
         image: The picture, PIL RGB.
+        picture: What has been read of it.
         height, width: Its size in source pixels.
         turns: The chat so far, (role, text) pairs.
         region_names: Names of the regions that the chat knows, in order.
     """
 
-    def __init__(self, describer: RegionDescriber, image: Any, overview: str = OVERVIEW) -> None:
+    def __init__(
+        self, describer: RegionDescriber, image: Image.Image, picture: EncodedPicture, overview: str = OVERVIEW
+    ) -> None:
         self._describer, self._model, self._processor = describer, describer.model, describer.processor
         self._overview = overview
-        self.image = load_image(image)
-        self.width, self.height = self.image.size
-        self._picture = EncodedPicture(self._model, self._processor, self.image, describer.shares_prefix)
+        self.image, self.picture = image, picture
+        self.width, self.height = image.size
         self._chat_regions: list[Any] = []
         self.turns: list[tuple[str, str]] = []
 
@@ -141,7 +231,7 @@ class ImageSession:
         question: str | Sequence[str] = CATEGORY_QUESTION,
         *,
         together: bool = False,
-        batch_size: int = 16,
+        batch_size: int = MOST_ROWS,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         **generate_options: Any,
     ) -> list[str]:
@@ -171,7 +261,7 @@ class ImageSession:
         groups: Sequence[Sequence[Any]],
         questions: Sequence[str],
         *,
-        batch_size: int = 16,
+        batch_size: int = MOST_ROWS,
         max_new_tokens: int = DEFAULT_NEW_TOKENS,
         **generate_options: Any,
     ) -> list[str]:
@@ -192,15 +282,8 @@ class ImageSession:
         """
         if len(groups) != len(questions):
             raise ValueError(f"{len(questions)} questions, {len(groups)} groups of regions; pass one group a question")
-        conversations = [
-            self._conversation(list(regions), self._check_together(regions, text))
-            for regions, text in zip(groups, questions, strict=True)
-        ]
-        answers: list[str] = []
-        for first in range(0, len(conversations), batch_size):
-            batch = conversations[first : first + batch_size]
-            answers += self._picture.answers(batch, max_new_tokens=max_new_tokens, **generate_options)
-        return answers
+        asked = [RegionQuestion(self, regions, text) for regions, text in zip(groups, questions, strict=True)]
+        return self._describer.ask_many(asked, batch_size=batch_size, max_new_tokens=max_new_tokens, **generate_options)
 
     def stream(
         self,
@@ -214,8 +297,8 @@ class ImageSession:
 
         Closing the iterator ends the generation. Raises as `ask`, before the first piece.
         """
-        conversation = self._conversation(list(regions), self._check_together(regions, question))
-        inputs = self._picture.generation_inputs([conversation], {"max_new_tokens": max_new_tokens} | generate_options)
+        conversation = self.conversation(regions, question)
+        inputs = self.picture.generation_inputs([conversation], {"max_new_tokens": max_new_tokens} | generate_options)
         return stream_answer(self._model, self._processor.tokenizer, inputs)
 
     def chat(
@@ -246,7 +329,9 @@ class ImageSession:
         turns = [*self.turns, ("user", message)]
         known = [*self._chat_regions, *regions]
         messages = self._messages(turns, known)
-        answer = self._picture.answers([messages], max_new_tokens=max_new_tokens, **generate_options)[0]
+        answer = self._describer.answers(
+            [self.picture], [messages], {"max_new_tokens": max_new_tokens} | generate_options
+        )[0]
         self.turns, self._chat_regions = [*turns, ("assistant", answer)], known
         return answer
 
@@ -272,7 +357,7 @@ class ImageSession:
             ValueError: before the first piece, if turns, placeholders and regions do not fit.
         """
         messages = self._messages(self._check_turns(turns, regions), list(regions))
-        inputs = self._picture.generation_inputs([messages], {"max_new_tokens": max_new_tokens} | generate_options)
+        inputs = self.picture.generation_inputs([messages], {"max_new_tokens": max_new_tokens} | generate_options)
         return stream_answer(self._model, self._processor.tokenizer, inputs)
 
     def reset_chat(self) -> None:
@@ -307,9 +392,21 @@ class ImageSession:
         if not regions or not texts:
             return np.zeros((len(regions), len(texts)))
         tree: AnswerTree = self._describer.answer_tree(self._overview, question, tuple(texts))
-        questions = [self._conversation([region], question) for region in regions]
-        scores = self._picture.log_likelihoods(tree, questions, texts, batch_size)
+        questions = [self.conversation([region], question) for region in regions]
+        scores = self.picture.log_likelihoods(tree, questions, texts, batch_size)
         return scores / tree.lengths if per_token else scores
+
+    def conversation(self, regions: Sequence[Any], question: str) -> Conversation:
+        """One question about regions of the picture, a `<mask>` for each.
+
+        Raises:
+            ValueError: if placeholders and regions differ in number.
+        """
+        return self._opening(list(regions), self._check_together(regions, question))
+
+    def _opening(self, regions: list[Any], question: str) -> list[dict[str, Any]]:
+        """The first user message: the picture with the regions of the whole conversation, and the question."""
+        return [self.picture.message(regions, self._overview + question)]
 
     def _pair(
         self, regions: Sequence[Any], question: str | Sequence[str], together: bool
@@ -355,8 +452,4 @@ class ImageSession:
     def _messages(self, turns: Sequence[tuple[str, str]], regions: list[Any]) -> list[dict[str, Any]]:
         """The conversation as messages, the picture with all its regions in the first of them."""
         later: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns[1:]]
-        return [*self._conversation(regions, turns[0][1]), *later]
-
-    def _conversation(self, regions: list[Any], question: str) -> list[dict[str, Any]]:
-        """The first user message: the picture with the regions of the whole conversation, and the question."""
-        return [self._picture.message(regions, self._overview + question)]
+        return [*self._opening(regions, turns[0][1]), *later]

@@ -1,28 +1,51 @@
-"""Many continuations of one prompt prefix, decoded together against one copy of its keys and values.
+"""Many questions about pictures, answered together against one copy of each picture's keys and values.
 
 ```
-SharedPrefix(model, prefix ids, visual tokens)        the language model reads the prefix once
-  ├─ continue_greedily(suffixes, features)            one answer a suffix; a finished answer leaves the batch
-  ├─ copies(count)                                    a cache for each of several prompts, for all of `generate`
-  └─ cache                                            what has been read, for `osprey_tp.answer_tree`
+picture 1  [ prefix: system text, visual tokens ][ opening ][ question A ]─► answer      one row
+                                                          └─[ question B ]─► answer      one row
+picture 2  [ prefix ............................][ opening ][ question C ]─► answer      one row
 ```
 
-An answer is the one that `generate` gives greedily from prefix and suffix alone; the tests compare them token by token.
-The memory of one more suffix is that of its own tokens. The attention is that of `osprey_tp.shared_attention`.
+1. `SharedPrefix`: the language model reads a picture's part of the prompt once; its keys and values are kept.
+2. What the questions of a call have in common before their first region, the opening, is read once a picture
+   (`Stem`). Only what is left of a question is read for every row: `<mask>` and what follows.
+3. All rows, of whichever pictures, are one batch. A token attends to its stem, of which there is one copy, and to the
+   tokens of its own row (`osprey_tp.shared_attention` adds the two up exactly). One more row costs its own tokens, in
+   time and in memory.
+4. Every step gives each row its most likely next token. Rows that have ended leave the batch, and questions that wait
+   enter it (continuous batching), so that it stays full within the limits on rows and on tokens.
+
+Rows stand in the order of their pictures, so that the rows of a picture are neighbours, and all end at the same column
+of the cache (`osprey_tp.row_cache`), so that a step appends one column to all. Positions are those that a token would
+have in a prompt of its own.
+
+An answer is the one that `generate` gives greedily to the whole prompt alone. The tests compare the two, and both with
+a loop that reads the whole prompt anew for every token, over random pictures, regions, questions and batches.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from osprey_tp.modeling import OspreyTPFeatures, OspreyTPForConditionalGeneration
-from osprey_tp.shared_attention import SHARED_ATTENTION, SharedKeys
+from osprey_tp.row_cache import RowCache
+from osprey_tp.shared_attention import SHARED_ATTENTION, KeyGroup, SharedKeys
+
+MOST_ROWS = 64
+"""Questions answered at a time, unless the caller says otherwise."""
+
+MOST_LIVE_TOKENS = 1 << 14
+"""Of questions and answers that are in the batch at a time, answers counted at full length; one question is always."""
 
 
 def use_shared_attention(model: OspreyTPForConditionalGeneration) -> bool:
@@ -46,14 +69,13 @@ class SharedPrefix:
     """The keys and values of a prompt prefix.
 
     Args:
-        model: Uses the shared attention (`use_shared_attention`).
+        model: Reads the prefix.
         prefix: (N,), token ids.
         visual_tokens: What stands at the `<image>` placeholders of the prefix, one tensor a picture.
     """
 
     @torch.no_grad()
     def __init__(self, model: OspreyTPForConditionalGeneration, prefix: Tensor, visual_tokens: list[Tensor]) -> None:
-        self._model = model
         self.ids = prefix
         self.length = len(prefix)
         self.cache = DynamicCache(config=model.config.text_config)
@@ -61,7 +83,7 @@ class SharedPrefix:
             prefix[None].to(model.device), OspreyTPFeatures(pooler_output=visual_tokens)
         )
         model.model.language_model(inputs_embeds=embeddings, past_key_values=self.cache, use_cache=True)
-        self.keys = SharedKeys.of(self.cache, [self.length], [1])
+        self.keys = KeyGroup.of(self.cache)
 
     @property
     def nbytes(self) -> int:
@@ -74,68 +96,279 @@ class SharedPrefix:
         cache.batch_repeat_interleave(count)
         return cache
 
-    @torch.no_grad()
-    def continue_greedily(
-        self, suffixes: Sequence[Tensor], features: OspreyTPFeatures, max_new_tokens: int, end_ids: Sequence[int]
-    ) -> list[list[int]]:
-        """The most likely next token again and again, for every suffix.
 
-        Args:
-            suffixes: (n_i,) token ids of each, at least one.
-            features: Region tokens of all suffixes, in order.
-            max_new_tokens: Longest answer.
-            end_ids: An answer ends with any of these.
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt that goes on from a prefix.
 
-        Returns:
-            The new ids of each suffix, the end id included.
-        """
-        answers: list[list[int]] = [[] for _ in suffixes]
-        going = list(range(len(suffixes)))
-        ends = torch.tensor(list(end_ids), device=self._model.device)
-        cache = DynamicCache(config=self._model.config.text_config)
-        embeddings, seen = self._embed(suffixes, features)
-        lengths = seen.sum(dim=1)
-        states = self._read(embeddings, seen, cache)
-        last = states[torch.arange(len(suffixes)), lengths - 1]  # (B, D)
-        for step in range(max_new_tokens):
-            new = self._model.lm_head(last).argmax(dim=-1)  # (B,)
-            for row, token in zip(going, new.tolist(), strict=True):
-                answers[row].append(token)
-            unfinished = (~torch.isin(new, ends)).nonzero().flatten()
-            if not len(unfinished) or step == max_new_tokens - 1:
-                break
-            if len(unfinished) < len(going):
-                going = [going[row] for row in unfinished.tolist()]
-                cache.batch_select_indices(unfinished)
-                new, seen, lengths = new[unfinished], seen[unfinished], lengths[unfinished]
-            seen = torch.cat([seen, seen.new_ones(len(going), 1)], dim=1)
-            embeddings = self._model.model.embed_generated(new[:, None])
-            positions = (self.length + lengths)[:, None]
-            last = self._decode(embeddings, positions, seen[:, None, None], cache)[:, 0]
-            lengths = lengths + 1
-        return answers
+    Attributes:
+        prefix: Of the picture.
+        suffix: (n,) token ids behind it, at least one.
+        region_tokens: (r, D), what stands at the `<mask>` placeholders of the suffix; None for none.
+    """
 
-    def _embed(self, rows: Sequence[Tensor], features: OspreyTPFeatures) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, n, D) of rows of ids padded on the right, and (B, n) which are no padding."""
-        ids = pad_sequence(list(rows), batch_first=True).to(self._model.device)
-        lengths = torch.tensor([len(row) for row in rows], device=ids.device)
-        seen = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        return self._model.model.embed_prompt(ids, features), seen
+    prefix: SharedPrefix
+    suffix: Tensor
+    region_tokens: Tensor | None = None
 
-    def _read(self, embeddings: Tensor, seen: Tensor, cache: DynamicCache) -> Tensor:
-        """States (B, n, D) of rows that stand directly behind the prefix."""
-        count = embeddings.shape[1]
-        order = torch.arange(count, device=embeddings.device)
-        mask = (order <= order[:, None]) & seen[:, None]  # (B, n, n)
-        mask = mask | torch.eye(count, dtype=torch.bool, device=embeddings.device)
-        return self._decode(embeddings, (self.length + order)[None], mask[:, None], cache)
 
-    def _decode(self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        return self._model.model.language_model(
-            inputs_embeds=embeddings,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            shared_keys=[self.keys.serving([len(embeddings)])],
-        ).last_hidden_state
+@dataclass(frozen=True)
+class Stem:
+    """What several rows have in common: a prefix, and the opening behind it.
+
+    Attributes:
+        prefix: Keys of the prefix.
+        opening: Keys of the opening, which may have no tokens.
+    """
+
+    prefix: KeyGroup
+    opening: KeyGroup
+
+    @classmethod
+    def read(cls, model: OspreyTPForConditionalGeneration, prefix: SharedPrefix, suffixes: Sequence[Tensor]) -> Stem:
+        """Read what `suffixes` (n_i,) have in common before their first region, where there are several."""
+        count = _in_common(suffixes, model.config.region_token_id) if len(suffixes) > 1 else 0
+        if not count:
+            return cls(prefix.keys, prefix.keys.last(0))
+        cache = DynamicCache(config=model.config.text_config)
+        embeddings = model.model.embed_prompt(suffixes[0][None, :count].to(model.device), None)
+        seen = torch.ones(1, count, dtype=torch.bool, device=model.device)
+        read_rows(model, embeddings, seen, torch.tensor([prefix.length]), cache, [SharedKeys.of([prefix.keys], [1])])
+        return cls(prefix.keys, KeyGroup.of(cache))
+
+    @property
+    def length(self) -> int:
+        """Tokens of both."""
+        return self.prefix.length + self.opening.length
+
+
+def _in_common(suffixes: Sequence[Tensor], region_token: int) -> int:
+    """Tokens at the beginning that all suffixes have in common, of which none is a region and none a suffix's last."""
+    shortest = min(len(suffix) for suffix in suffixes) - 1
+    rows = torch.stack([suffix[:shortest] for suffix in suffixes])  # (suffixes, shortest)
+    differs = (rows != rows[0]).any(dim=0) | (rows[0] == region_token)
+    return int((differs.cumsum(dim=0) == 0).sum())
+
+
+def levels_of(stems: Sequence[Stem], rows: Sequence[int]) -> list[SharedKeys]:
+    """The keys of stems as levels of the attention, each stem with the number of rows that it serves."""
+    levels = [SharedKeys.of([stem.prefix for stem in stems], rows)]
+    if any(stem.opening.length for stem in stems):
+        levels.append(SharedKeys.of([stem.opening for stem in stems], rows))
+    return levels
+
+
+def read_rows(
+    model: OspreyTPForConditionalGeneration,
+    embeddings: Tensor,
+    seen: Tensor,
+    first_positions: Tensor,
+    cache: Cache,
+    levels: Sequence[SharedKeys],
+) -> Tensor:
+    """Read rows that stand directly behind shared keys.
+
+    Args:
+        model: Uses the shared attention.
+        embeddings: (B, n, D).
+        seen: (B, n), false where a row is padded.
+        first_positions: (B,), the position of each row's first token.
+        cache: Is written to.
+        levels: The shared keys.
+
+    Returns:
+        (B, n, D), the last hidden states.
+    """
+    order = torch.arange(embeddings.shape[1], device=embeddings.device)
+    mask = (order <= order[:, None]) & seen[:, None]  # (B, n, n)
+    mask = mask | torch.eye(len(order), dtype=torch.bool, device=embeddings.device)
+    positions = first_positions.to(embeddings.device)[:, None] + (seen.cumsum(dim=1) - 1).clamp_min(0)
+    return decode(model, embeddings, positions, mask[:, None], cache, levels)
+
+
+def decode(
+    model: OspreyTPForConditionalGeneration,
+    embeddings: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    cache: Cache,
+    levels: Sequence[SharedKeys],
+) -> Tensor:
+    """Last hidden states (B, n, D) of tokens behind shared keys and their rows' own tokens.
+
+    Args:
+        model: Uses the shared attention.
+        embeddings: (B, n, D).
+        positions: (B, n).
+        mask: (B, 1, n, N), true where a token sees an own token of its row, those in the cache first.
+        cache: Is written to.
+        levels: The shared keys.
+    """
+    return model.model.language_model(
+        inputs_embeds=embeddings,
+        position_ids=positions,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        shared_keys=levels,
+    ).last_hidden_state
+
+
+@torch.no_grad()
+def continue_greedily(
+    model: OspreyTPForConditionalGeneration,
+    continuations: Sequence[Continuation],
+    max_new_tokens: int,
+    end_ids: Sequence[int],
+    most_rows: int = MOST_ROWS,
+) -> list[list[int]]:
+    """The most likely next token again and again, for every continuation.
+
+    Args:
+        model: Uses the shared attention (`use_shared_attention`).
+        continuations: Of any prefixes, in any order.
+        max_new_tokens: Longest answer.
+        end_ids: An answer ends with any of these.
+        most_rows: Continuations in the batch at a time.
+
+    Returns:
+        The new ids of each continuation, the end id included.
+    """
+    answers: list[list[int]] = [[] for _ in continuations]
+    ends = set(end_ids)
+    waiting = deque(_rows(model, continuations))
+    batch = _Batch(model)
+    while max_new_tokens > 0 and (waiting or batch.rows):
+        if waiting and 2 * len(batch.rows) <= most_rows:
+            batch.enter(_entering(waiting, batch, most_rows, max_new_tokens))
+        for row, token in zip(batch.rows, batch.next_tokens(), strict=True):
+            if row.going:
+                answers[row.index].append(token)
+                row.going = token not in ends and len(answers[row.index]) < max_new_tokens
+        going = sum(row.going for row in batch.rows)
+        if 4 * going <= 3 * len(batch.rows) or (waiting and 2 * going <= most_rows):
+            batch.drop_ended()
+        if batch.rows:
+            batch.advance()
+    return answers
+
+
+@dataclass
+class _Row:
+    """A continuation on its way.
+
+    Attributes:
+        index: Among all continuations.
+        suffix: (n,) token ids behind the stem.
+        region_tokens: As of `Continuation`.
+        stem: It stands on.
+        going: Whether its answer has not ended.
+    """
+
+    index: int
+    suffix: Tensor
+    region_tokens: Tensor | None
+    stem: Stem
+    going: bool = True
+
+
+def _rows(model: OspreyTPForConditionalGeneration, continuations: Sequence[Continuation]) -> Iterator[_Row]:
+    """The continuations on their stems, those of a prefix one after the other."""
+    of_prefix: dict[int, list[int]] = {}
+    for index, continuation in enumerate(continuations):
+        of_prefix.setdefault(id(continuation.prefix), []).append(index)
+    for indices in of_prefix.values():
+        suffixes = [continuations[index].suffix for index in indices]
+        stem = Stem.read(model, continuations[indices[0]].prefix, suffixes)
+        for index, suffix in zip(indices, suffixes, strict=True):
+            yield _Row(index, suffix[stem.opening.length :], continuations[index].region_tokens, stem)
+
+
+def _entering(waiting: deque[_Row], batch: _Batch, most_rows: int, max_new_tokens: int) -> list[_Row]:
+    """The next rows that the limits on rows and tokens allow, at least one if the batch has none."""
+    tokens = sum(len(row.suffix) + max_new_tokens for row in batch.rows)
+    entering: list[_Row] = []
+    while waiting and len(batch.rows) + len(entering) < most_rows:
+        tokens += len(waiting[0].suffix) + max_new_tokens
+        if tokens > MOST_LIVE_TOKENS and (batch.rows or entering):
+            break
+        entering.append(waiting.popleft())
+    return entering
+
+
+class _Batch:
+    """Rows that are answered together.
+
+    Attributes:
+        rows: In the order of their stems.
+    """
+
+    def __init__(self, model: OspreyTPForConditionalGeneration) -> None:
+        self._model = model
+        self.rows: list[_Row] = []
+        self._cache = RowCache(model.config.text_config)
+        self._levels: list[SharedKeys] = []
+        self._seen = torch.empty(0, 0, dtype=torch.bool, device=model.device)  # (B, columns of the cache)
+        self._positions = torch.empty(0, dtype=torch.long, device=model.device)  # (B,), of the next token
+        self._last = torch.empty(0)  # (B, D), state of the last token
+        self._new = torch.empty(0)  # (B,), the next token
+
+    def enter(self, rows: Sequence[_Row]) -> None:
+        """Read the suffixes of rows and take them into the batch, behind those that are there."""
+        if not rows:
+            return
+        device = self._model.device
+        ids = pad_sequence([row.suffix for row in rows], batch_first=True, padding_side="left").to(device)
+        lengths = torch.tensor([len(row.suffix) for row in rows], device=device)
+        first = torch.tensor([row.stem.length for row in rows], device=device)
+        seen = torch.arange(ids.shape[1], 0, -1, device=device) <= lengths[:, None]
+        regions = [row.region_tokens for row in rows if row.region_tokens is not None]
+        features = OspreyTPFeatures(pooler_output=[], region_tokens=torch.cat(regions) if regions else None)
+        cache = RowCache(self._model.config.text_config)
+        embeddings = self._model.model.embed_prompt(ids, features)
+        states = read_rows(self._model, embeddings, seen, first, cache, _levels_of_rows(rows))
+        if self.rows:
+            self._cache.append(cache)
+            columns = max(seen.shape[1], self._seen.shape[1])
+            self._seen = torch.cat([functional.pad(part, (columns - part.shape[1], 0)) for part in (self._seen, seen)])
+            self._positions = torch.cat([self._positions, first + lengths])
+            self._last = torch.cat([self._last, states[:, -1]])
+        else:
+            self._cache, self._seen, self._positions, self._last = cache, seen, first + lengths, states[:, -1].clone()
+        self.rows = [*self.rows, *rows]
+        self._levels = _levels_of_rows(self.rows)
+
+    def next_tokens(self) -> list[int]:
+        """The most likely next token of every row."""
+        self._new = self._model.lm_head(self._last).argmax(dim=-1)
+        tokens: list[int] = self._new.tolist()
+        return tokens
+
+    def drop_ended(self) -> None:
+        """Let the rows leave that have ended."""
+        going = [place for place, row in enumerate(self.rows) if row.going]
+        self.rows = [self.rows[place] for place in going]
+        if not going:
+            return
+        kept = torch.tensor(going, device=self._model.device)
+        seen = self._seen[kept]
+        columns = int(seen.any(dim=0).sum())  # rows end together, so the columns that none of them sees come first
+        self._cache.keep(kept, columns)
+        self._seen, self._positions, self._new = seen[:, -columns:], self._positions[kept], self._new[kept]
+        self._levels = _levels_of_rows(self.rows)
+
+    def advance(self) -> None:
+        """Read the next token of every row."""
+        self._seen = functional.pad(self._seen, (0, 1), value=True)
+        embeddings = self._model.model.embed_generated(self._new[:, None])
+        states = decode(
+            self._model, embeddings, self._positions[:, None], self._seen[:, None, None], self._cache, self._levels
+        )
+        self._last = states[:, 0]
+        self._positions = self._positions + 1
+
+
+def _levels_of_rows(rows: Sequence[_Row]) -> list[SharedKeys]:
+    """The stems of rows; rows of a stem are neighbours."""
+    neighbours = [list(group) for _, group in groupby(rows, key=lambda row: id(row.stem))]
+    return levels_of([group[0].stem for group in neighbours], [len(group) for group in neighbours])

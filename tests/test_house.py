@@ -47,6 +47,7 @@ COMMANDS = (
     "scripts.benchmark regions",
     "scripts.benchmark sample",
     "scripts.benchmark startup",
+    "scripts.benchmark score",
     "scripts.benchmark train-step",
     "scripts.quickstart",
     "scripts.quickstart_report",

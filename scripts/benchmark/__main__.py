@@ -54,6 +54,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "sample", "one training sample part by part: picture, tiles, regions, text; against bare libraries"
     ),
     "startup": Benchmark("startup", "--help, import, opening a model, first answer, each in a process of its own"),
+    "score": Benchmark("score", "log-likelihoods of class names about regions, against a forward pass for each pair"),
     "train-step": Benchmark(
         "train_step", "optimiser steps of a random model: samples, tokens and FLOPs a second, utilisation, memory"
     ),

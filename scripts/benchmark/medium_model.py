@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from osprey_tp.sessions import RegionDescriber
 
 MEDIUM_VISION: dict[str, Any] = {
@@ -38,6 +40,21 @@ def medium_describer(seed: int = 0, **choices: Any) -> RegionDescriber:
         seed: Of the weights.
         choices: Fields of `OspreyTPConfig`.
     """
+    return random_describer("medium", seed=seed, **choices)
+
+
+def random_describer(
+    size: str, device: torch.device | None = None, dtype: torch.dtype | None = None, seed: int = 0, **choices: Any
+) -> RegionDescriber:
+    """As `medium_describer`, of any size, with weights made on the device in their own precision.
+
+    Args:
+        size: `medium`, or a size of `osprey_tp.training.estimation_start`.
+        device: The processor by default.
+        dtype: float32 by default.
+        seed: Of the weights.
+        choices: Fields of `OspreyTPConfig`.
+    """
     import torch
 
     from osprey_tp.configuration import OspreyTPConfig
@@ -45,20 +62,35 @@ def medium_describer(seed: int = 0, **choices: Any) -> RegionDescriber:
     from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
     from osprey_tp.prompts import CATEGORY_QUESTION, OVERVIEW
     from osprey_tp.sessions import RegionDescriber
+    from osprey_tp.training.estimation_start import SIZES
     from scripts.tiny_tokenizer import train_tiny_tokenizer
 
     tokenizer = train_tiny_tokenizer([chat_template("vicuna_v1"), OVERVIEW, CATEGORY_QUESTION, *WORDS])
     token_ids = add_region_tokens(tokenizer)
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    text_config = {**choices.pop("text_config", MEDIUM_TEXT), "vocab_size": len(tokenizer), **ends}
-    defaults = {"vision_config": MEDIUM_VISION, "region_pooling": "published"}
-    config = OspreyTPConfig(text_config=text_config, **(defaults | token_ids | choices))
+    choices = {"region_pooling": "published"} | token_ids | choices
+    if size == "medium":
+        parts = {"vision_config": MEDIUM_VISION, "text_config": MEDIUM_TEXT} | choices
+        parts["text_config"] = {**parts["text_config"], "vocab_size": len(tokenizer)}
+        config = OspreyTPConfig(**parts)
+    else:
+        words = {"vocab_size": len(tokenizer)} if size == "tiny" else {}
+        config = SIZES[size](**words, **choices)
+    for name, token in ends.items():
+        setattr(config.text_config, name, token)
     torch.manual_seed(seed)
-    model = OspreyTPForConditionalGeneration(config).eval()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or torch.float32)
+    try:
+        with device or torch.device("cpu"):
+            model = OspreyTPForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(default)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4)
+        model.lm_head.weight[len(tokenizer) :] = 0  # no word of the tokenizer
         model.lm_head.weight[tokenizer.eos_token_id] = 0
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,22 +1,38 @@
 """Answers about K regions of one picture, against the published procedure with the same weights.
 
-Both run in one process, in turn, and must give the same text. Memory is the peak of a process of its own that answers
-about K regions once. The floor is the time that the floating-point operations of our way take at the rate of a large
-matrix product on this machine.
+    python -m scripts.benchmark regions                                                    # medium model, two cores
+    python -m scripts.benchmark regions --size vicuna-7b --device cuda --dtype bfloat16 --regions 1 8 32 128
+
+Both run in one process, in turn, and must give the same text (in float32; in half precision their share that agrees is
+told). Memory is the peak of a process of its own that answers about K regions once, on a GPU of this process, weights
+included. The floor is what our way takes at the rates of a large matrix product and a large copy on this machine: its
+floating-point operations, and its bytes: all weights once for the picture, those of the language model once for the
+questions and once for every further token.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from scripts.benchmark.measuring import (
+    Floor,
+    Rates,
+    aligned,
+    count_flops,
+    interleaved,
+    machine,
+    machine_line,
+    machine_rates,
+    peak_in_own_process,
+    peak_mib,
+    ratio,
+    timed,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +44,9 @@ NEW_TOKENS = 10
 PUBLISHED_REGIONS = 4
 """The published way takes as long for each region; so many are timed, and the time is that of one times K."""
 
+SIZES = ("medium", "tiny", "vicuna-7b", "vicuna-13b")
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
@@ -35,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--regions", type=int, nargs="+", default=[1, 4, 16, 64], metavar="K", help="regions (%(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs, of which the median counts")
+    parser.add_argument("--size", choices=SIZES, default="medium", help="of the random model (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model (%(default)s)")
     parser.add_argument("--no-memory", action="store_true", help="leave the processes that measure memory out")
     parser.add_argument("--peak-of", type=int, metavar="K", help=argparse.SUPPRESS)
 
@@ -43,14 +65,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of both ways, memory, and the floor, for every K.
 
     Raises:
-        ValueError: for a number below 1, or where the two ways differ in a text.
+        ValueError: for a number below 1, a device that is not there, or where the two ways differ in a text.
     """
     if min([*options.regions, options.repeats]) < 1:
         raise ValueError("--regions and --repeats must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
-        picture = _write_picture(Path(folder) / "picture.png")
+        picture = write_random_picture(Path(folder) / "picture.png")
         if options.peak_of is not None:
-            return {"peak_mib": _peak_after(picture, options.peak_of)}
+            _answers(_describer(options), picture, random_masks(options.peak_of))
+            return {"peak_mib": peak_mib()}
         return _measured(picture, options)
 
 
@@ -58,108 +81,129 @@ def table(result: Mapping[str, Any]) -> str:
     """The figures as aligned text."""
     if "peak_mib" in result:
         return f"{result['peak_mib']:.1f}"
-    lines = [
-        f"{result['prefix_tokens']} tokens of picture, {result['new_tokens']} new ones a region, "
-        f"{result['threads']} threads; same text: yes",
-        f"{'regions':>8}{'published':>12}{'ours':>10}{'ratio':>8}{'floor':>10}{'of floor':>10}{'peak MiB':>10}",
-    ]
-    for row in result["rows"]:
-        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        lines.append(
-            f"{row['regions']:>8}{row['published_seconds']:>10.2f} s{row['seconds']:>8.2f} s{row['ratio']:>8.1f}"
-            f"{row['floor_seconds']:>8.2f} s{row['seconds'] / row['floor_seconds']:>10.1f}{peak:>10}"
+    rows = [
+        (
+            str(row["regions"]),
+            f"{row['published_seconds']:.2f} s",
+            f"{row['seconds']:.2f} s",
+            f"{row['ratio']:.1f}",
+            f"{row['regions'] / row['seconds']:.1f}",
+            f"{row['floor_seconds']:.2f} s",
+            f"{row['seconds'] / row['floor_seconds']:.1f}",
+            "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         )
-    return "\n".join(lines)
+        for row in result["rows"]
+    ]
+    headings = ("regions", "published", "ours", "ratio", "regions/s", "floor", "of floor", "peak MiB")
+    return "\n".join(
+        [
+            machine_line(result["machine"]),
+            f"{result['size']} model in {result['dtype']}: {result['prefix_tokens']} tokens of picture, "
+            f"{result['new_tokens']} new ones a region; same text: {result['same_text']:.0%}",
+            aligned(headings, rows),
+            f"first token for a second region on an open picture: {1000 * result['second_region_seconds']:.0f} ms",
+        ]
+    )
 
 
 def _measured(picture: Path, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from scripts.benchmark.medium_model import medium_describer
-
-    describer = medium_describer()
-    rate = _matrix_product_rate()
-    rows = [_row(describer, picture, count, options, rate) for count in options.regions]
-    tiling = describer.processor.image_processor.tiling
+    describer = _describer(options)
+    device, dtype = describer.model.device, describer.model.dtype
+    rates = machine_rates(device, dtype)
+    _answers(describer, picture, random_masks(1))  # warms up
+    rows = [_row(describer, picture, count, options, rates) for count in options.regions]
+    session = describer.open(picture)
+    first, second = random_masks(2)
+    session.ask([first], max_new_tokens=1)
+    seconds = [timed(lambda: session.ask([second], max_new_tokens=1), device)[0] for _ in range(options.repeats)]
     return {
-        "prefix_tokens": tiling.plan(HEIGHT, WIDTH).num_visual_tokens,
+        "machine": machine(device, rates),
+        "size": options.size,
+        "dtype": str(dtype).removeprefix("torch."),
+        "prefix_tokens": describer.processor.image_processor.tiling.plan(HEIGHT, WIDTH).num_visual_tokens,
         "new_tokens": NEW_TOKENS,
         "threads": torch.get_num_threads(),
-        "rate_gflops": rate / 1e9,
+        "same_text": min(row["same_text"] for row in rows),
+        "second_region_seconds": statistics.median(seconds),
         "rows": rows,
     }
 
 
+def _describer(options: argparse.Namespace) -> RegionDescriber:
+    import torch
+
+    from scripts.benchmark.medium_model import random_describer
+
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}, but PyTorch sees no GPU here; leave it out for the processor")
+    return random_describer(options.size, torch.device(options.device), getattr(torch, options.dtype))
+
+
 def _row(
-    describer: RegionDescriber, picture: Path, count: int, options: argparse.Namespace, rate: float
+    describer: RegionDescriber, picture: Path, count: int, options: argparse.Namespace, rates: Rates
 ) -> dict[str, Any]:
+    import torch
+
     from osprey_tp.prompts import CATEGORY_QUESTION
     from scripts.benchmark.published_procedure import published_answers
 
-    masks = _masks(count)
-    few = masks[:PUBLISHED_REGIONS]
-    _answers(describer, picture, masks[:1])  # warms up
-    ours, published = [], []
-    for _ in range(options.repeats):
-        seconds, answers = _timed(lambda: _answers(describer, picture, masks))
-        ours.append(seconds)
-        seconds, expected = _timed(lambda: published_answers(describer, picture, few, CATEGORY_QUESTION, NEW_TOKENS))
-        published.append(seconds / len(few) * count)
-        if answers[: len(few)] != expected:
-            raise ValueError(f"the answers about {len(few)} of {count} regions differ: {answers[:4]}, {expected}")
-    seconds, published_seconds = statistics.median(ours), statistics.median(published)
+    device, masks = describer.model.device, random_masks(count)
+    few, answers = masks[:PUBLISHED_REGIONS], dict[str, list[str]]()
+
+    def ours() -> None:
+        answers["ours"] = _answers(describer, picture, masks)
+
+    def published() -> None:
+        answers["published"] = published_answers(describer, picture, few, CATEGORY_QUESTION, NEW_TOKENS)
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        ours()
+        peak: float | None = peak_mib(device)
+    else:
+        peak = None if options.no_memory else _peak_in_own_process(options, count)
+    times = interleaved({"ours": ours, "published": published}, options.repeats, device)
+    same = [one == other for one, other in zip(answers["ours"], answers["published"], strict=False)]
+    if not all(same) and describer.model.dtype == torch.float32:
+        raise ValueError(f"the answers about {len(few)} of {count} regions differ: {answers}")
+    floor = Floor(count_flops(ours), _moved_bytes(describer))
     return {
         "regions": count,
-        "published_seconds": published_seconds,
-        "seconds": seconds,
-        "ratio": published_seconds / seconds,
-        "floor_seconds": _operations(lambda: _answers(describer, picture, masks)) / rate,
-        "peak_mib": None if options.no_memory else _peak_in_a_process_of_its_own(count),
+        "published_seconds": times["published"].seconds / len(few) * count,
+        "seconds": times["ours"].seconds,
+        "ratio": ratio(times, "published", "ours") / len(few) * count,
+        "processor_ratio": ratio(times, "published", "ours", "processor") / len(few) * count,
+        "same_text": sum(same) / len(same),
+        "floor_flops": floor.flops,
+        "floor_bytes": floor.bytes,
+        "floor_seconds": floor.seconds(rates),
+        "peak_mib": peak,
     }
+
+
+def _moved_bytes(describer: RegionDescriber) -> float:
+    """Bytes of weights that must be read: all for the picture, the decoder's for the questions and every token."""
+
+    def size(module: Any) -> int:
+        return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+    model = describer.model
+    decoder = size(model.model.language_model) - size(model.get_input_embeddings()) + size(model.lm_head)
+    return float(size(model) + NEW_TOKENS * decoder)
 
 
 def _answers(describer: RegionDescriber, picture: Path, masks: list[np.ndarray]) -> list[str]:
     return describer.open(picture).ask(masks, max_new_tokens=NEW_TOKENS, batch_size=len(masks))
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
+def _peak_in_own_process(options: argparse.Namespace, count: int) -> float:
+    return peak_in_own_process(["regions", "--size", options.size, "--dtype", options.dtype, "--peak-of", str(count)])
 
 
-def _operations(work: Callable[[], Any]) -> float:
-    """Floating-point operations of all matrix products in `work`."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
-
-
-def _matrix_product_rate(side: int = 2048, repeats: int = 5) -> float:
-    """Floating-point operations a second of a large float32 product."""
-    import torch
-
-    left, right = torch.randn(side, side), torch.randn(side, side)
-    left @ right
-    return 2 * side**3 / min(_timed(lambda: left @ right)[0] for _ in range(repeats))
-
-
-def _peak_in_a_process_of_its_own(count: int) -> float:
-    command = [sys.executable, "-m", "scripts.benchmark", "regions", "--peak-of", str(count)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def _peak_after(picture: Path, count: int) -> float:
-    """MiB that this process holds at most after it has answered about so many regions."""
-    from scripts.benchmark.medium_model import medium_describer
-
-    _answers(medium_describer(), picture, _masks(count))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _write_picture(path: Path) -> Path:
+def write_random_picture(path: Path) -> Path:
+    """A file of random pixels, HEIGHT x WIDTH."""
     import numpy as np
     from PIL import Image
 
@@ -168,7 +212,7 @@ def _write_picture(path: Path) -> Path:
     return path
 
 
-def _masks(count: int) -> list[np.ndarray]:
+def random_masks(count: int) -> list[np.ndarray]:
     """Boxes of 60 to 300 pixels a side as boolean arrays (HEIGHT, WIDTH)."""
     import numpy as np
 
