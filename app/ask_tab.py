@@ -102,7 +102,7 @@ class AskTab:
 def build_region_list() -> RegionList:
     """Below the picture, whatever tab is open."""
     with gr.Row(elem_id="kept"):
-        keep = gr.Button("＋ Keep region", size="sm", elem_id="keep", min_width=120, scale=0)
+        keep = gr.Button("+ Keep region", size="sm", elem_id="keep", min_width=120, scale=0)
         chips = gr.HTML(regions_html(Kept()), elem_id="regions", js_on_load=REMOVE_REGION, apply_default_css=False)
     return RegionList(chips, keep)
 
@@ -120,20 +120,24 @@ def build_ask(shared: Shared, controller: Controller, listed: RegionList, tabs: 
             max_length=LONGEST_QUESTION,
             elem_id="own",
         )
-    ask = gr.Button("Ask", variant="primary", elem_id="ask")
+    ask = gr.Button("Ask", variant="primary", size="md", elem_id="ask")
     answer = gr.HTML(answer_html("", ""), elem_id="answer", apply_default_css=False)
     gr.HTML("<h2>Conversation</h2>", elem_classes="heading", apply_default_css=False)
     conversation = gr.HTML(chat_html(Chat(), Kept()), elem_id="chat", apply_default_css=False)
-    message = gr.Textbox(
-        placeholder="What is region1 doing to region2?",
-        label="Message",
-        show_label=False,
-        max_length=LONGEST_MESSAGE,
-        lines=1,
-        elem_id="message",
-    )
     with gr.Row(elem_id="talk"):
-        send = gr.Button("Send", variant="primary", size="sm", elem_id="send", min_width=80)
+        message = gr.Textbox(
+            placeholder="What is region1 doing to region2?",
+            label="Message",
+            show_label=False,
+            max_length=LONGEST_MESSAGE,
+            lines=1,
+            container=False,
+            scale=1,
+            min_width=160,
+            elem_id="message",
+        )
+        send = gr.Button("Send", variant="primary", size="md", elem_id="send", min_width=80, scale=0)
+    with gr.Row():
         regenerate = gr.Button("Regenerate", size="sm", elem_id="regenerate", min_width=80)
         begin_anew = gr.Button("New chat", size="sm", elem_id="new-chat", min_width=80)
     with gr.Accordion("How it answers", open=False, elem_id="sampling"):
@@ -162,7 +166,7 @@ def build_ask(shared: Shared, controller: Controller, listed: RegionList, tabs: 
     return tab
 
 
-def redraw(selection: Selection, kept: Kept) -> dict[str, Any]:
+def redraw(selection: Selection, kept: Kept) -> str:
     """What the overlay shows while this tab is open."""
     return overlay_value(selection, selection_overlay(selection, kept))
 

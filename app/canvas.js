@@ -1,6 +1,6 @@
 // The picture and what is drawn over it. Gradio runs this once with `element`, `trigger`, `props`, `upload` and `watch`.
 //
-// props.value, from the server: {picture, serial, busy, regions, points, labels, box, strokes}, in source pixels.
+// props.value, from the server, is JSON of {picture, serial, busy, regions, points, labels, box, strokes}, in source pixels.
 // To the server: 'prompt' {points, labels, box, strokes, serial}, 'picked' {path, name, serial}, 'closed' {serial},
 // 'refused' {name}. What the user points at lives here and is sent whole, so that of quick clicks none is lost.
 
@@ -8,6 +8,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const CLICK_REACH = 6; // screen pixels that the pointer may move within a click
 const MOST_STEPS = 100; // that can be undone
 const TALLEST = 640; // of the picture, in screen pixels
+const CROWD = 12; // regions, beyond which their outlines are thinner
 const THINNEST = 28; // likewise, so that a picture of one row can be seen and clicked
 
 const root = element.querySelector(".canvas");
@@ -20,7 +21,7 @@ const files = root.querySelector(".file");
 const brushSize = root.querySelector(".brush input");
 
 const nothing = () => ({ points: [], labels: [], box: null, strokes: [] });
-let shown = { regions: [] };
+let shown = { regions: [], serial: 0 };
 let picture = null;
 let prompt = nothing();
 let steps = [];
@@ -117,8 +118,10 @@ function drawBox(box) {
 function draw() {
   drawing.replaceChildren();
   marks.replaceChildren();
+  root.dataset.pending = String(shown.serial !== serial); // the server has not answered yet
   if (!picture) return;
   drawing.setAttribute("viewBox", "0 0 " + picture.width + " " + picture.height);
+  root.classList.toggle("crowded", shown.regions.length > CROWD);
   shown.regions.forEach(drawRegion);
   const settled = shown.regions.some((region) => !region.name) && shown.serial === serial;
   if (!settled) prompt.strokes.forEach(drawStroke); // until their region is there
@@ -243,7 +246,7 @@ frame.addEventListener("pointercancel", abandon);
 frame.addEventListener("contextmenu", (event) => event.preventDefault());
 frame.addEventListener("pointerover", (event) => {
   const region = event.target.closest("[data-name]");
-  highlight(region ? region.dataset.name : "");
+  highlight(region && region.dataset.name !== "selection" ? region.dataset.name : "");
 });
 frame.addEventListener("pointerleave", () => highlight(""));
 
@@ -293,6 +296,11 @@ function choose(name) {
   for (const button of root.querySelectorAll("button[data-tool]")) {
     button.setAttribute("aria-pressed", String(button.dataset.tool === name));
   }
+}
+
+function fileAddress(path) {
+  const { root = "", api_prefix: prefix = "/gradio_api" } = window.gradio_config || {};
+  return root.replace(/\/$/, "") + prefix + "/file=" + path.split("/").map(encodeURIComponent).join("/");
 }
 
 function setState(state, text) {
@@ -360,22 +368,17 @@ for (const kind of ["pointerover", "focusin"]) {
 // ---- from the server
 
 function show() {
-  const value = props.value;
-  if (!value || typeof value !== "object") return;
-  if (value.serial < serial && value.picture && picture && value.picture.file.path === picture.file.path) {
-    shown = value; // the answer to an earlier click: the user has gone on
-    draw();
-    return;
-  }
-  const other = !value.picture || !picture || value.picture.file.path !== picture.file.path;
-  serial = Math.max(serial, value.serial);
+  const value = JSON.parse(props.value);
+  const other = !value.picture || !picture || value.picture.file !== picture.file;
+  const current = value.serial >= serial; // otherwise it answers an earlier click, and the user has gone on
   shown = value;
   picture = value.picture;
   if (other) steps = [];
-  if (other || value.serial >= serial) {
+  if (other || current) {
     prompt = { points: value.points, labels: value.labels, box: value.box, strokes: value.strokes };
+    serial = Math.max(serial, value.serial);
   }
-  if (other && picture) image.src = picture.file.url;
+  if (other && picture) image.src = fileAddress(picture.file);
   setState(picture ? "ready" : value.busy ? "busy" : "empty", value.busy || "");
   fit();
   draw();

@@ -2,17 +2,20 @@
 and never the picture, which is sent once.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from app.overlay import Overlay
 from app.page import overlay_value
 from app.state import Selection
 
+JPEG_QUALITY = 90
 LONGEST_NAME = 100  # characters of a file's name, as told to the user
 _FOLDER = Path(__file__).parent
 
@@ -26,6 +29,19 @@ def build_canvas() -> gr.HTML:
         apply_default_css=False,
         elem_id="picture",
     )
+
+
+def publish(canvas: gr.HTML, picture: Image.Image) -> str:
+    """Writes a picture where Gradio serves files from, under a name made of its content, and returns the file's path.
+
+    Gradio deletes it after a while, as it does uploads.
+    """
+    digest = hashlib.sha256(picture.tobytes() + repr(picture.size).encode()).hexdigest()
+    file = Path(canvas.GRADIO_CACHE) / digest / "picture.jpg"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(file, quality=JPEG_QUALITY)
+    canvas.temp_files.add(str(file))
+    return str(file)
 
 
 def uploaded_file(data: Mapping[str, Any]) -> tuple[str, str]:

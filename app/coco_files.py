@@ -76,7 +76,7 @@ def write_coco(regions: Sequence[Found], picture: str, height: int, width: int, 
             "area": region.area,
             "iscrowd": 0,
             "score": round(region.shape.score, 4),
-            "caption": region.caption,
+            **({"caption": region.caption} if region.caption else {}),
         }
         for number, region in enumerate(regions, start=1)
         for x0, y0, x1, y1 in [region.box]
@@ -150,18 +150,19 @@ def _file_name(image: Mapping[str, Any]) -> str:
 
 
 def _category_names(data: Mapping[str, Any]) -> dict[str, str]:
-    """Names of the categories by their ids as text."""
-    return {str(entry.get("id")): _text(entry.get("name")) for entry in _objects(data, "categories")}
+    """Names of the categories by their ids as text; `UNNAMED` is none."""
+    names = {str(entry.get("id")): _text(entry.get("name")) for entry in _objects(data, "categories")}
+    return {key: name for key, name in names.items() if name != UNNAMED}
 
 
 def _region(entry: Mapping[str, Any], number: int, names: Mapping[str, str], height: int, width: int) -> Found | None:
     """One annotation; None where it has no mask."""
     name = f"annotation {_text(entry['id'])}" if "id" in entry else f"annotation number {number}"
-    segmentation = entry.get("segmentation") or _corner_box(entry.get("bbox"), name)
-    if not segmentation:
+    region = _segmentation(entry.get("segmentation"), name) or _corner_box(entry.get("bbox"), name)
+    if region is None:
         return None
     try:
-        mask = to_mask(segmentation, height, width, allow_empty=True)
+        mask = to_mask(region, height, width, allow_empty=True)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if not mask.any():
@@ -170,6 +171,17 @@ def _region(entry: Mapping[str, Any], number: int, names: Mapping[str, str], hei
     score = float(score) if isinstance(score, int | float) and 0 <= score <= 1 else 1.0
     caption = _text(entry.get("caption") or entry.get("text"))
     return Found.of(Shape.of(mask, score), names.get(str(entry.get("category_id")), ""), caption)
+
+
+def _segmentation(segmentation: Any, name: str) -> list[Any] | dict[str, Any] | None:
+    """In one of COCO's forms alone: the other forms that masks come in may name files of this machine."""
+    if not segmentation:
+        return None
+    if not isinstance(segmentation, list | dict):
+        raise ValueError(f'{name}: its "segmentation" is a {type(segmentation).__name__}, not polygons or an encoding')
+    if isinstance(segmentation, dict) and "counts" not in segmentation:
+        raise ValueError(f'{name}: its "segmentation" has no "counts"')
+    return segmentation
 
 
 def _corner_box(box: Any, name: str) -> dict[str, list[float]] | None:

@@ -7,13 +7,11 @@ send ───► Chat, streamed; all of the conversation is the user's own
 ```
 """
 
-import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -100,12 +98,12 @@ class Controller:
 
     Args:
         pictures: The open pictures, with the model and the segmenter at work on them.
-        folder: Where pictures are written for the browser.
+        publish: Makes a picture available to the browser and returns the name by which the page asks for it.
     """
 
-    def __init__(self, pictures: PictureCache, folder: Path) -> None:
+    def __init__(self, pictures: PictureCache, publish: Callable[[Image.Image], str]) -> None:
         self.pictures = pictures
-        self._folder = folder
+        self._publish = publish
 
     def open(self, user: str, path: str, name: str, serial: int) -> Iterator[Update]:
         """A picture was uploaded or picked; `path` names its file, `name` is what the user calls it."""
@@ -118,8 +116,7 @@ class Controller:
             unread = Selection(serial=serial)
             yield Update(View(unread, Kept()), Status("error", f"{reason} Choose a picture in JPEG, PNG or WebP."))
             return
-        file = write_shown(picture.shown, self._folder)
-        shown = Shown(path, str(file), picture.image.height, picture.image.width)
+        shown = Shown(path, self._publish(picture.shown), picture.image.height, picture.image.width)
         yield Update(View(Selection(shown, serial=serial), Kept()), PREPARING)
         _ = picture.segmented, picture.session  # so that the first click need not wait for them
         yield Update(status=CLICK)
@@ -215,15 +212,6 @@ class Controller:
                 text += piece
                 yield Update(chat=chat.answered(text.strip(), finished=False))
         yield Update(status=_answered(text, started), chat=chat.answered(text.strip(), finished=True))
-
-
-def write_shown(picture: Image.Image, folder: Path) -> Path:
-    """Writes a picture for the browser, in a folder named after its content, and returns the file."""
-    digest = hashlib.sha256(picture.tobytes() + repr(picture.size).encode()).hexdigest()
-    file = folder / digest / "picture.jpg"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file, quality=90)
-    return file
 
 
 @contextmanager

@@ -9,7 +9,7 @@ a user's COCO file ────────┘
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 from app.found import Found
@@ -23,7 +23,7 @@ BATCH_SIZES = {CATEGORY: 32}
 OTHER_BATCH_SIZE = 16
 
 COLUMNS = ("No.", "Description", "Category", "Area (px)", "Area (%)", "Box (x0, y0, x1, y1)", "Score")
-COLUMN_TYPES = ("number", "str", "str", "number", "number", "str", "number")
+COLUMN_TYPES: Sequence[Literal["number", "str"]] = ("number", "str", "str", "number", "number", "str", "number")
 
 
 class Asked(Protocol):

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.found import SAME_REGION_IOU, Found, ious
+from app.found import Found
+from osprey_tp.mask_selection import SAME_OBJECT_IOU, mask_ious
 from osprey_tp.prompts import SHORT_DESCRIPTION_QUESTION
 
 LONGEST_EXPRESSION = 200  # characters
@@ -88,7 +89,7 @@ def best_matches(matches: Sequence[Match], most: int = SHOWN_MATCHES) -> list[Ma
     return [match for match in matches[:most] if match.strength >= LEAST_STRENGTH]
 
 
-def without_kept(found: Sequence[Found], kept: Sequence[dict[str, Any]]) -> list[Found]:
-    """The regions found, without those that the user keeps already (run-length encodings)."""
-    overlaps = ious([region.shape.rle for region in found], kept)
-    return [region for region, same in zip(found, (overlaps >= SAME_REGION_IOU).any(axis=1), strict=True) if not same]
+def overlap_kept(found: Sequence[Found], kept: Sequence[dict[str, Any]]) -> list[bool]:
+    """Whether each region found is one that the user keeps already (run-length encodings)."""
+    overlaps = mask_ious([region.shape.rle for region in found], kept)
+    return [bool(same) for same in (overlaps >= SAME_OBJECT_IOU).any(axis=1)]

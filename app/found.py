@@ -1,16 +1,12 @@
 """Regions that were found in a picture rather than pointed at: by the segmenter, or in a user's own file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from app.state import Shape
-
-SAME_REGION_IOU = 0.8
+from osprey_tp.mask_selection import distinct_masks
 
 
 @dataclass(frozen=True)
@@ -75,25 +71,6 @@ def choose(regions: Iterable[Found], least_area: float = 1.0) -> Chosen:
     """Those of at least so many source pixels, of several nearly equal ones the one with the best score, in order."""
     given = tuple(regions)
     large = tuple(region for region in given if region.area >= max(1.0, least_area))
-    order = sorted(range(len(large)), key=lambda index: -large[index].shape.score)
-    kept = distinct([large[index].shape.rle for index in order])
-    regions = tuple(large[index] for index in sorted(order[place] for place in kept))
+    kept = distinct_masks([region.shape.rle for region in large], [region.shape.score for region in large])
+    regions = tuple(large[index] for index in sorted(kept))
     return Chosen(regions, len(given) - len(large), len(large) - len(regions))
-
-
-def distinct(rles: Sequence[Mapping[str, Any]], least_iou: float = SAME_REGION_IOU) -> list[int]:
-    """Indices of the masks that overlap none before them by `least_iou` or more (mask non-maximum suppression)."""
-    overlaps = ious(rles, rles)
-    kept: list[int] = []
-    for index in range(len(rles)):
-        if not (overlaps[index, kept] >= least_iou).any():
-            kept.append(index)
-    return kept
-
-
-def ious(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """Intersection over union of every mask with every other, (first, second)."""
-    if not first or not second:
-        return np.zeros((len(first), len(second)))
-    found: NDArray[np.float64] = coco_mask.iou(list(first), list(second), [False] * len(second))
-    return found

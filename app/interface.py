@@ -2,16 +2,18 @@
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 from PIL import ImageOps
 
 from app.ask_tab import AskTab, build_ask, build_region_list, redraw
-from app.canvas import build_canvas, serial_of, uploaded_file
+from app.canvas import build_canvas, publish, serial_of, uploaded_file
 from app.controller import START, STOPPED, Controller
+from app.everything_tab import build_everything
+from app.find_tab import build_find
 from app.page import Changes, Event, Shared
 from app.service import Limits, Service
 from app.state import Kept, Selection
@@ -24,6 +26,7 @@ OWN_EXAMPLES = Path(__file__).parent / "examples"
 MAX_EXAMPLES = 24
 THUMBNAIL_SIDE = 240  # pixels
 KEPT_FILES = (3600, 24 * 3600)  # every how many seconds uploads older than how many are deleted
+NO_CHECKPOINT = "no checkpoint of Segment Anything was given: it finds objects by colour"
 SYNTHETIC_TOWER = "osprey_tp_tiny_tower"
 """Model type of the vision tower that has seen nothing but drawn scenes: the quickstart's."""
 
@@ -32,6 +35,11 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"],
     font_mono=["ui-monospace", "Consolas", "monospace"],
+).set(  # at least 4.5 to 1 between letters and what is behind them
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_600",
+    button_primary_background_fill_dark="*primary_700",
+    body_text_color_subdued="*neutral_500",
 )
 STYLE = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("style.css", "canvas.css"))
 
@@ -40,19 +48,20 @@ def build_interface(service: Service, examples: Sequence[Path] = ()) -> gr.Block
     """The app around a service; `app.server` serves it. `examples` are picture files to pick from; there are some of
     the app's own.
     """
-    facts = {"Model": service.name, "Segmenter": service.segmenter, "Device": service.device}
+    runs = service.segmenter + (f" ({NO_CHECKPOINT})" if service.segmenter == "GrabCut" else "")
+    facts = {"Model": service.name, "Segmenter": runs, "Device": service.device}
     header = header_html(facts, warning=SYNTHETIC_ONLY if knows_only_synthetic_scenes(service.describer) else "")
     return build_page(service, header, examples or find_examples(OWN_EXAMPLES))
 
 
 def build_page(service: Service, header: str, examples: Sequence[Path]) -> gr.Blocks:
     """The page with all its tabs."""
-    controller = Controller(service.pictures, Path(get_upload_folder()))
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEPT_FILES) as blocks:
         gr.HTML(header, elem_id="header", apply_default_css=False)
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=3, min_width=320):
                 canvas = build_canvas()
+                controller = Controller(service.pictures, partial(publish, canvas))
                 listed = build_region_list()
                 gallery = _examples(examples)
             with gr.Column(scale=2, min_width=320):
@@ -61,8 +70,13 @@ def build_page(service: Service, header: str, examples: Sequence[Path]) -> gr.Bl
                     stop = gr.Button("Stop", size="sm", variant="stop", elem_id="stop", min_width=64, scale=0)
                 states = gr.State(Selection()), gr.State(Kept()), gr.State("")
                 shared = Shared(canvas, *states, status, service.pictures, service.line)
-                with gr.Tabs(elem_id="tabs") as tabs, gr.Tab("Ask", id="ask") as ask:
-                    tab = build_ask(shared, controller, listed, tabs)
+                with gr.Tabs(elem_id="tabs") as tabs:
+                    with gr.Tab("Ask", id="ask") as ask:
+                        tab = build_ask(shared, controller, listed, tabs)
+                    with gr.Tab("Everything", id="everything") as opened:
+                        everything = build_everything(shared, opened)
+                    with gr.Tab("Find", id="find") as opened:
+                        build_find(shared, everything, opened)
         _connect_files(shared, controller, tab, examples, gallery, service.limits)
         _connect_leaving(shared, blocks, stop)
         seen = [shared.selection, shared.regions]

@@ -8,7 +8,7 @@ from app.chat import Chat, Exchange
 from app.overlay import css_colour
 from app.state import Kept, Region
 from osprey_tp.drawing import Colour
-from osprey_tp.prompts import region_name
+from osprey_tp.prompts import REGION_TOKEN, region_name
 
 SELECTION = "selection"
 """What the page's script calls a region of the overlay without a name."""
@@ -53,10 +53,17 @@ def answer_html(question: str, text: str, colour: Colour | None = None) -> str:
     """A question about the selected region and its answer; `region1` in them is the selection."""
     if not question:
         return '<div class="answer empty">The answer about the selected region appears here.</div>'
-    told = marked(text, {region_name(0): colour} if colour else {}, {region_name(0): SELECTION})
-    return (
-        f'<div class="answer"><div class="question">{html.escape(question)}</div><div class="text">{told}</div></div>'
-    )
+    colours = {region_name(0): colour} if colour else {}
+    told = marked(text, colours, {region_name(0): SELECTION})
+    asked = _asked(question, colour)
+    return f'<div class="answer"><div class="question">{asked}</div><div class="text">{told}</div></div>'
+
+
+def _asked(question: str, colour: Colour | None) -> str:
+    """A question with words in place of what stands for the region in the prompt."""
+    before, placeholder, after = question.replace(region_name(0) + REGION_TOKEN, REGION_TOKEN).partition(REGION_TOKEN)
+    region = region_tag(SELECTION, "this region", colour) if colour and placeholder else html.escape(placeholder)
+    return html.escape(before) + region + html.escape(after)
 
 
 def regions_html(kept: Kept) -> str:

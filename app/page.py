@@ -7,6 +7,7 @@ shared.connect(button.click, work, inputs, outputs)
 """
 
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,13 +138,16 @@ class Shared:
             place.close()
 
 
-def overlay_value(selection: Selection, overlay: Overlay) -> dict[str, Any]:
-    """The value of `Shared.overlay`: the selection's picture, by the name of its file, and what is drawn over it."""
+def overlay_value(selection: Selection, overlay: Overlay) -> str:
+    """The value of `Shared.overlay`: the selection's picture, by the name of its file, and what is drawn over it.
+
+    As JSON in a string: Gradio changes objects in place where parts of them change, and then nobody sees that they did.
+    """
     picture, shown = selection.picture, None
     if picture is not None:
-        file = {"path": picture.file, "meta": {"_type": "gradio.FileData"}}
-        shown = {"file": file, "width": picture.width, "height": picture.height}
-    return {"picture": shown, "serial": selection.serial, "busy": selection.busy} | overlay_json(overlay)
+        shown = {"file": picture.file, "width": picture.width, "height": picture.height}
+    value = {"picture": shown, "serial": selection.serial, "busy": selection.busy} | overlay_json(overlay)
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _reported(work: Work, event: Event, values: Sequence[Any], status: gr.HTML) -> Iterator[Changes]:

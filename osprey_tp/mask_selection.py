@@ -48,7 +48,7 @@ def times_found(encoded: Sequence[RunLengths]) -> NDArray[np.int64]:
     """How many of n masks show the same object as each of them (n,), itself included."""
     if not encoded:
         return np.zeros(0, np.int64)
-    return (_iou(encoded, encoded) >= SAME_OBJECT_IOU).sum(axis=1)
+    return (mask_ious(encoded, encoded) >= SAME_OBJECT_IOU).sum(axis=1)
 
 
 def select_masks(encoded: Sequence[RunLengths], scores: NDArray[np.floating], most: int) -> list[int]:
@@ -65,17 +65,27 @@ def select_masks(encoded: Sequence[RunLengths], scores: NDArray[np.floating], mo
         return []
     height, width = encoded[0]["size"]
     shares = np.array([float(coco_mask.area(mask)) for mask in encoded]) / (height * width)
+    plausible = np.flatnonzero((shares >= SMALLEST_SHARE) & (shares <= LARGEST_SHARE))
+    kept = distinct_masks([encoded[index] for index in plausible], np.asarray(scores)[plausible], most)
+    return [int(plausible[index]) for index in kept]
+
+
+def distinct_masks(
+    encoded: Sequence[RunLengths], scores: NDArray[np.floating] | Sequence[float], most: int | None = None
+) -> list[int]:
+    """Indices of the masks to keep, best first, no two of one object: as `select_masks`, whatever their size."""
     left = np.argsort(-np.asarray(scores), kind="stable")
-    left = left[(shares[left] >= SMALLEST_SHARE) & (shares[left] <= LARGEST_SHARE)]
     kept: list[int] = []
-    while len(left) and len(kept) < most:
+    while len(left) and (most is None or len(kept) < most):
         best, left = int(left[0]), left[1:]
         kept.append(best)
         if len(left):
-            left = left[_iou([encoded[index] for index in left], [encoded[best]])[:, 0] < SAME_OBJECT_IOU]
+            left = left[mask_ious([encoded[index] for index in left], [encoded[best]])[:, 0] < SAME_OBJECT_IOU]
     return kept
 
 
-def _iou(first: Sequence[RunLengths], second: Sequence[RunLengths]) -> NDArray[np.float64]:
+def mask_ious(first: Sequence[RunLengths], second: Sequence[RunLengths]) -> NDArray[np.float64]:
     """Intersection over union of every pair (n, m)."""
+    if not first or not second:
+        return np.zeros((len(first), len(second)))
     return np.asarray(coco_mask.iou(list(first), list(second), [0] * len(second)))
