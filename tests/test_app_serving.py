@@ -13,6 +13,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from app.client_example import main as example_main
 from app.load_test import main as load_main
 from osprey_tp import RegionDescriber
 from osprey_tp.grabcut import GrabCutSegmenter
@@ -339,8 +340,12 @@ def test_the_example_of_the_readme_runs(served, folder):
     assert done.returncode == 0, done.stderr
     for part in ("masks at (70, 70)", "described:", "fits 'a red disc' with a share of", "tokens)", "streamed: "):
         assert part in done.stdout
-    again = subprocess.run([*map(str, command), "--point", "700,70"], cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 1 and again.stderr.startswith("error: ") and "outside" in again.stderr
+
+
+def test_the_example_says_what_is_wrong(served, folder, capsys):
+    assert example_main([str(folder / "scene.png"), "--address", served.address, "--point", "700,70"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "outside" in error
 
 
 def test_several_users_at_once_get_each_their_own_answers(served, capsys, tmp_path):

@@ -1,6 +1,5 @@
 """The line before the model: order, limits, and that leaving, in whatever way, gives up the place."""
 
-import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -116,10 +115,8 @@ def test_leaving_while_waiting_gives_up_the_place(leave):
         leaver.close()
         leaver.close()
     del leaver
-    gc.collect()
     assert work.closed == 1 and line.waiting == 1 and next(last) == position(1)
     del first, last
-    gc.collect()
     assert not line.busy
 
 
