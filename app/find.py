@@ -92,4 +92,4 @@ def best_matches(matches: Sequence[Match], most: int = SHOWN_MATCHES) -> list[Ma
 def overlap_kept(found: Sequence[Found], kept: Sequence[dict[str, Any]]) -> list[bool]:
     """Whether each region found is one that the user keeps already (run-length encodings)."""
     overlaps = mask_ious([region.shape.rle for region in found], kept)
-    return [bool(same) for same in (overlaps >= SAME_OBJECT_IOU).any(axis=1)]
+    return [bool((row >= SAME_OBJECT_IOU).any()) for row in overlaps]

@@ -101,6 +101,6 @@ def test_the_best_matches_light_up_by_their_strength():
     drawn = finding_overlay(finding).regions
     assert [region.strength for region in drawn] == pytest.approx([FAINTEST, 0.5, 1])
     assert drawn[-1].name.startswith("No. 2") and "+1.00 nats" in drawn[-1].note
-    assert [row[:2] for row in match_rows(finding)] == [[1, "No. 2"], [2, "No. 3"], [3, "No. 1"], [4, "No. 4"]]
-    assert [region.name for region in finding_overlay(finding, rank=4).regions] == ["No. 4  0%"]
+    assert [row.cells[:2] for row in match_rows(finding)] == [(1, "No. 2"), (2, "No. 3"), (3, "No. 1"), (4, "No. 4")]
+    assert [region.name for region in finding_overlay(finding, rank=4).regions] == ["No. 4 · 0%"]
     assert not finding_overlay(Finding()).regions
