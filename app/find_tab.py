@@ -17,7 +17,7 @@ from app.status import Status
 from app.tables import Row, build_table, picked_number, table_html
 from osprey_tp.drawing import region_colour
 
-COLUMNS = ("Rank", "Region", "Share (%)", "Evidence (nats)", "Log-likelihood")
+COLUMNS = ("Rank", "Region", "Share (%)", "Evidence", "Log-likelihood")
 LISTED_MATCHES = 20
 FAINTEST = 0.15
 """Strength of a fill below which nobody sees it."""
@@ -25,10 +25,11 @@ FAINTEST = 0.15
 
 @dataclass(frozen=True)
 class Candidate:
-    """A region that may be meant; `name` is a kept region's, or its number among everything."""
+    """A region that may be meant; `name` is a kept region's, or its number among everything; `said` its description."""
 
     shape: Shape
     name: str
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def build_find(shared: Shared, everything: EverythingTab, opened: gr.Tab) -> Fin
     gr.HTML(
         '<p class="explained">Every region found, and every region you keep, is asked for a short description. '
         "The <b>share</b> compares how likely your words are as the answer; all shares add up to 100 %. The "
-        "<b>evidence</b> is how much likelier the region makes your words than the whole picture does.</p>",
+        "<b>evidence</b> is how much likelier, in nats, the region makes your words than the whole picture does.</p>",
         apply_default_css=False,
     )
     tab = FindTab(shared, everything, expression, progress, table, gr.State(Finding()))
@@ -100,7 +101,7 @@ def match_rows(finding: Finding) -> list[Row]:
         Row(
             (
                 rank,
-                finding.candidates[match.index].name,
+                " · ".join(filter(None, (finding.candidates[match.index].name, finding.candidates[match.index].said))),
                 round(100 * match.share, 1),
                 round(match.evidence, 2),
                 round(match.log_likelihood, 2),
@@ -113,7 +114,7 @@ def match_rows(finding: Finding) -> list[Row]:
 
 def drawn_name(finding: Finding, match: Match) -> str:
     """What the overlay calls a match."""
-    return f"{finding.candidates[match.index].name} · {match.share:.0%}"
+    return f"{finding.candidates[match.index].name} {match.share:.0%}"
 
 
 def finding_overlay(finding: Finding, rank: int | None = None) -> Overlay:
@@ -191,4 +192,7 @@ def candidates_of(found: Sequence[Found], kept: Kept) -> list[Candidate]:
     own = [Candidate(region.shape, region.name) for region in kept.regions]
     same = overlap_kept(found, [region.shape.rle for region in kept.regions])
     numbered = enumerate(zip(found, same, strict=True), start=1)
-    return [*own, *(Candidate(region.shape, f"No. {number}") for number, (region, is_kept) in numbered if not is_kept)]
+    return [
+        *own,
+        *(Candidate(region.shape, f"{number}", region.label) for number, (region, is_kept) in numbered if not is_kept),
+    ]
