@@ -124,16 +124,20 @@ def build_ask(shared: Shared, controller: Controller, listed: RegionList, tabs: 
     answer = gr.HTML(answer_html("", ""), elem_id="answer", apply_default_css=False)
     gr.HTML("<h2>Conversation</h2>", elem_classes="heading", apply_default_css=False)
     conversation = gr.HTML(chat_html(Chat(), Kept()), elem_id="chat", apply_default_css=False)
-    message = gr.Textbox(
-        placeholder="What is region1 doing to region2?",
-        label="Message",
-        show_label=False,
-        max_length=LONGEST_MESSAGE,
-        lines=1,
-        elem_id="message",
-    )
     with gr.Row(elem_id="talk"):
-        send = gr.Button("Send", variant="primary", size="sm", elem_id="send", min_width=80)
+        message = gr.Textbox(
+            placeholder="What is region1 doing to region2?",
+            label="Message",
+            show_label=False,
+            max_length=LONGEST_MESSAGE,
+            lines=1,
+            container=False,
+            scale=1,
+            min_width=160,
+            elem_id="message",
+        )
+        send = gr.Button("Send", variant="primary", size="md", elem_id="send", min_width=80, scale=0)
+    with gr.Row():
         regenerate = gr.Button("Regenerate", size="sm", elem_id="regenerate", min_width=80)
         begin_anew = gr.Button("New chat", size="sm", elem_id="new-chat", min_width=80)
     with gr.Accordion("How it answers", open=False, elem_id="sampling"):

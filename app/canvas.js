@@ -8,6 +8,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const CLICK_REACH = 6; // screen pixels that the pointer may move within a click
 const MOST_STEPS = 100; // that can be undone
 const TALLEST = 640; // of the picture, in screen pixels
+const CROWD = 12; // regions, beyond which their outlines are thinner
 const THINNEST = 28; // likewise, so that a picture of one row can be seen and clicked
 
 const root = element.querySelector(".canvas");
@@ -120,6 +121,7 @@ function draw() {
   root.dataset.pending = String(shown.serial !== serial); // the server has not answered yet
   if (!picture) return;
   drawing.setAttribute("viewBox", "0 0 " + picture.width + " " + picture.height);
+  root.classList.toggle("crowded", shown.regions.length > CROWD);
   shown.regions.forEach(drawRegion);
   const settled = shown.regions.some((region) => !region.name) && shown.serial === serial;
   if (!settled) prompt.strokes.forEach(drawStroke); // until their region is there

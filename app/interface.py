@@ -15,21 +15,18 @@ from app.controller import START, STOPPED, Controller
 from app.everything_tab import build_everything
 from app.find_tab import build_find
 from app.page import Changes, Event, Shared
-from app.pictures import Describer, OpenPicture, PictureCache
+from app.service import Limits, Service
 from app.state import Kept, Selection
 from app.status import Status
-from app.waiting_line import WaitingLine
 from osprey_tp.images import load_image
-from osprey_tp.segmenters import Segmenter
 
 TITLE = "osprey_tp"
 EXAMPLE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 OWN_EXAMPLES = Path(__file__).parent / "examples"
 MAX_EXAMPLES = 24
-MAX_PICTURES = 8  # open at a time, over all users
 THUMBNAIL_SIDE = 240  # pixels
-MAX_UPLOAD = "64mb"
 KEPT_FILES = (3600, 24 * 3600)  # every how many seconds uploads older than how many are deleted
+NO_CHECKPOINT = "no checkpoint of Segment Anything was given: it finds objects by colour"
 SYNTHETIC_TOWER = "osprey_tp_tiny_tower"
 """Model type of the vision tower that has seen nothing but drawn scenes: the quickstart's."""
 
@@ -38,35 +35,33 @@ THEME = gr.themes.Default(
     neutral_hue="slate",
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"],
     font_mono=["ui-monospace", "Consolas", "monospace"],
+).set(  # at least 4.5 to 1 between letters and what is behind them
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_600",
+    button_primary_background_fill_dark="*primary_700",
+    body_text_color_subdued="*neutral_500",
 )
 STYLE = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("style.css", "canvas.css"))
 
 
-def build_interface(
-    describer: Describer,
-    segmenter: Segmenter,
-    examples: Sequence[Path] = (),
-    *,
-    model_name: str = "",
-    device: str = "cpu",
-) -> gr.Blocks:
-    """The app around a loaded model and segmenter; `launch` starts it. `examples` are picture files to pick from; there
-    are some of the app's own.
+def build_interface(service: Service, examples: Sequence[Path] = ()) -> gr.Blocks:
+    """The app around a service; `app.server` serves it. `examples` are picture files to pick from; there are some of
+    the app's own.
     """
-    pictures = PictureCache(lambda path: OpenPicture.read(path, describer, segmenter), MAX_PICTURES)
-    facts = {"Model": model_name, "Segmenter": segmenter.description, "Device": device}
-    header = header_html(facts, warning=SYNTHETIC_ONLY if knows_only_synthetic_scenes(describer) else "")
-    return build_page(pictures, WaitingLine(longest=32, seconds=600), header, examples or find_examples(OWN_EXAMPLES))
+    runs = service.segmenter + (f" ({NO_CHECKPOINT})" if service.segmenter == "GrabCut" else "")
+    facts = {"Model": service.name, "Segmenter": runs, "Device": service.device}
+    header = header_html(facts, warning=SYNTHETIC_ONLY if knows_only_synthetic_scenes(service.describer) else "")
+    return build_page(service, header, examples or find_examples(OWN_EXAMPLES))
 
 
-def build_page(pictures: PictureCache, line: WaitingLine, header: str, examples: Sequence[Path]) -> gr.Blocks:
+def build_page(service: Service, header: str, examples: Sequence[Path]) -> gr.Blocks:
     """The page with all its tabs."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEPT_FILES) as blocks:
         gr.HTML(header, elem_id="header", apply_default_css=False)
         with gr.Row(equal_height=False, elem_id="columns"):
             with gr.Column(scale=3, min_width=320):
                 canvas = build_canvas()
-                controller = Controller(pictures, partial(publish, canvas))
+                controller = Controller(service.pictures, partial(publish, canvas))
                 listed = build_region_list()
                 gallery = _examples(examples)
             with gr.Column(scale=2, min_width=320):
@@ -74,7 +69,7 @@ def build_page(pictures: PictureCache, line: WaitingLine, header: str, examples:
                     status = gr.HTML(str(START), elem_id="status", apply_default_css=False)
                     stop = gr.Button("Stop", size="sm", variant="stop", elem_id="stop", min_width=64, scale=0)
                 states = gr.State(Selection()), gr.State(Kept()), gr.State("")
-                shared = Shared(canvas, *states, status, pictures, line)
+                shared = Shared(canvas, *states, status, service.pictures, service.line)
                 with gr.Tabs(elem_id="tabs") as tabs:
                     with gr.Tab("Ask", id="ask") as ask:
                         tab = build_ask(shared, controller, listed, tabs)
@@ -82,31 +77,11 @@ def build_page(pictures: PictureCache, line: WaitingLine, header: str, examples:
                         everything = build_everything(shared, opened)
                     with gr.Tab("Find", id="find") as opened:
                         build_find(shared, everything, opened)
-        _connect_files(shared, controller, tab, examples, gallery)
+        _connect_files(shared, controller, tab, examples, gallery, service.limits)
         _connect_leaving(shared, blocks, stop)
         seen = [shared.selection, shared.regions]
         ask.select(redraw, seen, canvas, queue=False, show_progress="hidden", api_visibility="private")
     return blocks
-
-
-def launch(blocks: gr.Blocks, host: str, port: int, *, block: bool = True) -> str:
-    """Serves the app and returns its address; with `block`, not before it is stopped. Raises `OSError` if the port is
-    taken.
-    """
-    _, address, _ = blocks.launch(
-        server_name=host,
-        server_port=port,
-        theme=THEME,
-        css=STYLE,
-        quiet=True,
-        share=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        footer_links=[],
-        max_file_size=MAX_UPLOAD,
-        prevent_thread_lock=not block,
-    )
-    return address
 
 
 def find_examples(folder: Path) -> list[Path]:
@@ -159,7 +134,12 @@ def _examples(examples: Sequence[Path]) -> gr.Gallery:
 
 
 def _connect_files(
-    shared: Shared, controller: Controller, tab: AskTab, examples: Sequence[Path], gallery: gr.Gallery
+    shared: Shared,
+    controller: Controller,
+    tab: AskTab,
+    examples: Sequence[Path],
+    gallery: gr.Gallery,
+    limits: Limits,
 ) -> None:
     """What opens a picture and takes it away."""
 
@@ -177,7 +157,7 @@ def _connect_files(
 
     def refused(event: Event) -> Iterator[Changes]:
         name = str(event.data.get("name", "The file"))[:200]
-        reason = f"{name} could not be uploaded. Files may have up to {MAX_UPLOAD.upper()}."
+        reason = f"{name} could not be uploaded. Files may have up to {limits.upload_bytes / 2**20:g} MB."
         yield {shared.status: str(Status("error", reason))}
 
     shared.connect(shared.overlay.picked, picked, [], tab.outputs)

@@ -54,13 +54,16 @@ def answer_html(question: str, text: str, colour: Colour | None = None) -> str:
     if not question:
         return '<div class="answer empty">The answer about the selected region appears here.</div>'
     colours = {region_name(0): colour} if colour else {}
-    asked, told = (marked(words, colours, {region_name(0): SELECTION}) for words in (_readable(question), text))
+    told = marked(text, colours, {region_name(0): SELECTION})
+    asked = _asked(question, colour)
     return f'<div class="answer"><div class="question">{asked}</div><div class="text">{told}</div></div>'
 
 
-def _readable(question: str) -> str:
-    """A question with the region's name in place of what stands for it in the prompt."""
-    return question.replace(region_name(0) + REGION_TOKEN, REGION_TOKEN).replace(REGION_TOKEN, region_name(0))
+def _asked(question: str, colour: Colour | None) -> str:
+    """A question with words in place of what stands for the region in the prompt."""
+    before, placeholder, after = question.replace(region_name(0) + REGION_TOKEN, REGION_TOKEN).partition(REGION_TOKEN)
+    region = region_tag(SELECTION, "this region", colour) if colour and placeholder else html.escape(placeholder)
+    return html.escape(before) + region + html.escape(after)
 
 
 def regions_html(kept: Kept) -> str:

@@ -77,7 +77,8 @@ def paint(strokes: Sequence[Stroke], height: int, width: int) -> NDArray[np.bool
     mask = np.zeros((height, width), np.uint8)
     for stroke in strokes:
         # A pixel's centre is at 0.5 in the picture's frame, and at 0 in OpenCV's.
-        points = np.round((np.asarray(stroke.points) - 0.5) * 2**fraction_bits).astype(np.int32)
+        corners = stroke.points if len(stroke.points) > 1 else stroke.points * 2
+        points = np.round((np.asarray(corners) - 0.5) * 2**fraction_bits).astype(np.int32)
         value, thickness = int(stroke.positive), max(1, round(stroke.width))
         cv2.polylines(mask, [points], isClosed=False, color=value, thickness=thickness, shift=fraction_bits)
     if not mask.any():

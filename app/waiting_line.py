@@ -26,6 +26,10 @@ class TimeLimitError(ValueError):
     """A request has worked for longer than it may."""
 
 
+class LineClosedError(ValueError):
+    """The server is being stopped."""
+
+
 class WaitingLine:
     """The line before the model; safe to use from several threads.
 
@@ -50,6 +54,7 @@ class WaitingLine:
         self.longest, self.seconds, self.heartbeat = longest, seconds, heartbeat
         self._changed = threading.Condition()
         self._requests: deque[_Request[Any]] = deque()  # the first is at work
+        self._closed = False
 
     def run(self, work: Iterator[Item], waiting: Callable[[int], Item]) -> "Place[Item]":
         """An iterator of `waiting(requests ahead)`, while there are any, and then of the work's items.
@@ -64,6 +69,14 @@ class WaitingLine:
         """
         return Place(_Request(self, work, waiting))
 
+    def close(self) -> None:
+        """Ends what is at work and what waits, and refuses what comes."""
+        with self._changed:
+            self._closed = True
+            requests = list(self._requests)
+        for request in requests:
+            request.close()
+
     @property
     def waiting(self) -> int:
         """Requests that wait, the one at work not counted."""
@@ -74,8 +87,16 @@ class WaitingLine:
         """Whether a request is at work."""
         return bool(self._requests)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the request at work has been making one item until after its time."""
+        with self._changed:
+            return bool(self._requests) and self._requests[0].is_stuck
+
     def _enter(self, request: "_Request[Any]") -> None:
         with self._changed:
+            if self._closed:
+                raise LineClosedError("the server is being stopped")
             if len(self._requests) > self.longest:
                 raise LineFullError(f"the line is full: {len(self._requests)} requests are before this; try again soon")
             self._requests.append(request)
@@ -117,6 +138,10 @@ class _Request(Generic[Item]):
         self._in_use = False  # a thread makes an item of the work or closes it
         self._closed = False
         self._late = False
+
+    @property
+    def is_stuck(self) -> bool:
+        return self._in_use and self._deadline is not None and time.monotonic() > self._deadline
 
     def next_item(self) -> Item:
         try:

@@ -1,8 +1,9 @@
 """Proposals for the objects of a picture without a click: connected areas of similar colour.
 
-Pixels are grouped into few colours by k-means, once in CIELAB and once by the share of red, green and blue in them, which
-light and shadow, stripes and dots of a darker shade leave as it is. Each group falls into connected areas, once as it is
-and once with narrow gaps closed. No single grouping finds all objects; together they propose each several times.
+Pixels are grouped into few colours by k-means, once in CIELAB and once by the share of red, green and blue in them,
+which light and shadow, stripes and dots of a darker shade leave as it is. Each group falls into connected areas, once
+as it is and once with narrow gaps closed. No single grouping finds all objects; together they propose each several
+times.
 """
 
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def _grouped(features: Features, number: int) -> NDArray[np.intp]:
     flat = features.reshape(-1, 3)
     learnt = np.ascontiguousarray(flat[:: max(1, len(flat) // LEARNT_PIXELS)])
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
-    _, _, centres = cv2.kmeans(learnt, number, None, stop, 2, cv2.KMEANS_PP_CENTERS)
+    _, _, centres = cv2.kmeans(learnt, number, np.zeros((len(learnt), 1), np.int32), stop, 2, cv2.KMEANS_PP_CENTERS)
     distances = (centres**2).sum(axis=1) - 2 * flat @ centres.T
     return distances.argmin(axis=1).reshape(height, width)
 

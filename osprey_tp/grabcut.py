@@ -289,7 +289,7 @@ def _score_of_area(pixels: Pixels, area: Mask) -> float:
     ys, xs = np.nonzero(area)
     margin = round(np.sqrt(len(ys)) / 3) + 6
     box = (float(xs.min()), float(ys.min()), float(xs.max() + 1), float(ys.max() + 1))
-    window = Window.around(_padded(box, margin), *area.shape, longest_side=max(area.shape))
+    window = Window.around(_padded(box, margin), area.shape[0], area.shape[1], longest_side=max(area.shape))
     nothing = np.zeros(window.size, bool)
     whole = _Scene(window.cut(pixels), (), nothing, nothing, nothing).score(window.cut(area))
     return whole * min(1.0, float(area.mean()) / SMALL_SHARE) ** 0.5

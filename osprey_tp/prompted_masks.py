@@ -9,7 +9,7 @@ compared as they come out of the decoder; only those that are kept are enlarged 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class PromptedImage(ABC):
             None if box is None else np.asarray([box], dtype=np.float64),
             several=len(positions) == 1 and box is None,
         )
-        found = self._candidates(logits[0], scores[0])
+        found = self._candidates(logits[0], scores[0].tolist())
         if not found:
             raise ValueError("Segment Anything found no object here; click another spot or add a point")
         return sorted(found, key=lambda candidate: -candidate.score)
@@ -69,23 +69,20 @@ class PromptedImage(ABC):
     def everything(self, most: int = 64) -> list[Candidate]:
         """See `SegmentedImage.everything`; the picture is not embedded again."""
         most = affordable(most, self._height, self._width)
-        clicks = self._grid()
-        prompts: list[tuple[int, int]] = []  # index of the click and of its mask
+        proposed: list[torch.Tensor] = []  # logits (h, w) each
         encoded: list[RunLengths] = []
         scores: list[float] = []
-        for start, logits, estimates in self._decoded_clicks(clicks):
+        clicks = self._grid()
+        for start in range(0, len(clicks), PROMPTS_AT_A_TIME):
+            batch = clicks[start : start + PROMPTS_AT_A_TIME]
+            logits, estimates = self._decoded(batch, np.ones(batch.shape[:2], bool), None, several=True)
             shown = self._shown(logits)
             good = (estimates >= self._least_iou) & (stability(shown) >= LEAST_STABILITY)
-            prompts.extend((start + int(click), int(number)) for click, number in good.nonzero())
-            scores.extend(estimates[good].tolist())
+            proposed.extend(logits[good])
             encoded.extend(encode_masks((shown[good] > 0).cpu().numpy()))
+            scores.extend(estimates[good].tolist())
         kept = select_masks(encoded, np.array(scores), most)
-        found = []
-        for start, logits, estimates in self._decoded_clicks(clicks[[prompts[index][0] for index in kept]]):
-            for place, (mask, estimate) in enumerate(zip(logits, estimates, strict=True)):
-                number = prompts[kept[start + place]][1]
-                found += self._candidates(mask[number : number + 1], estimate[number : number + 1])
-        return found
+        return [found for index in kept for found in self._candidates(proposed[index][None], [scores[index]])]
 
     @abstractmethod
     def _decode(
@@ -114,12 +111,6 @@ class PromptedImage(ABC):
         x, y = np.meshgrid(shares * self._width, shares * self._height)
         return np.stack([x.ravel(), y.ravel()], axis=1)[:, None]
 
-    def _decoded_clicks(self, clicks: NDArray[np.float64]) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """For clicks (n, 1, 2), batch by batch: the index of the batch's first click, logits and estimates."""
-        for start in range(0, len(clicks), PROMPTS_AT_A_TIME):
-            batch = clicks[start : start + PROMPTS_AT_A_TIME]
-            yield start, *self._decoded(batch, np.ones(batch.shape[:2], bool), None, several=True)
-
     def _decoded(
         self,
         points: NDArray[np.float64] | None,
@@ -135,10 +126,10 @@ class PromptedImage(ABC):
                 several,
             )
 
-    def _candidates(self, logits: torch.Tensor, scores: torch.Tensor) -> list[Candidate]:
-        """Those of m masks, from logits (m, h, w) and estimates (m,), that have a pixel in the picture."""
+    def _candidates(self, logits: torch.Tensor, scores: Sequence[float]) -> list[Candidate]:
+        """Those of m masks, from logits (m, h, w) and estimates of m, that have a pixel in the picture."""
         found = []
-        for mask_logits, score in zip(logits, scores.tolist(), strict=True):
+        for mask_logits, score in zip(logits, scores, strict=True):
             with torch.inference_mode():
                 enlarged = self._enlarge(mask_logits)
             mask = enlarged[: self._height, : self._width].cpu().numpy()

@@ -13,7 +13,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from osprey_tp.prompted_masks import PromptedImage, widened_pixels
-from osprey_tp.segmenters import VIT_SIZES
+from osprey_tp.segmenters import VIT_SIZES, one_line
 
 LEAST_IOU = 0.88  # where everything is asked for, as the authors' generator of masks has it
 DECODER_HEADS = 8  # of every published model; the weights' shapes do not show it
@@ -48,7 +48,7 @@ class SamSegmenter:
             AttributeError,
             ValueError,
         ) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
             raise ValueError(f"{path} is not a checkpoint of Segment Anything: {reason}") from error
         return cls(model.to(device))
 

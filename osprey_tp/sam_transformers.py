@@ -1,4 +1,4 @@
-"""Masks from clicks by the models of the Segment Anything family that transformers holds, loaded from a local folder."""
+"""Masks from clicks by the models of the Segment Anything family in transformers, loaded from a local folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 import transformers
 from PIL import Image
 
 from osprey_tp.prompted_masks import PromptedImage, widened_pixels
-from osprey_tp.segmenters import VIT_SIZES
+from osprey_tp.segmenters import VIT_SIZES, one_line
 
 HIERA_SIZES = {(96, 12): "Hiera-T", (96, 16): "Hiera-S", (112, 24): "Hiera-B+", (144, 48): "Hiera-L"}
 """Published sizes of SAM 2 by the width of the first stage and the number of blocks."""
@@ -73,8 +74,7 @@ class TransformersSegmenter:
                 folder, dtype=torch.float32, output_loading_info=True, **offline
             )
         except Exception as error:  # a foreign folder can make transformers raise anything
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ValueError(f"{folder} is not a whole folder of {family.name}: {reason}") from error
+            raise ValueError(f"{folder} is not a whole folder of {family.name}: {one_line(error)}") from error
         if missing := sorted(loading["missing_keys"]):
             raise ValueError(
                 f"{folder} is not a whole folder of {family.name}: it lacks {len(missing)} weights, {missing[0]} …"
@@ -124,6 +124,7 @@ class TransformersImage(PromptedImage):
         self._embeddings: dict[str, Any] = {"image_embeddings": embeddings}
         if isinstance(embeddings, tuple):
             self._embeddings = {"image_embeddings": embeddings[0], "intermediate_embeddings": embeddings[1]}
+        self.nbytes = sum(tensor.nbytes for tensor in tree_leaves(self._embeddings))
 
     def _decode(
         self, points: torch.Tensor | None, labels: torch.Tensor | None, boxes: torch.Tensor | None, several: bool

@@ -1,298 +1,303 @@
-"""The app as a user meets it: the real command, a real (tiny, random) model, a real browser."""
+"""The app as a user meets it: the real command, a real (tiny, random) model, a real browser. Pointing and asking."""
 
-import io
 import itertools
-import os
-import shutil
-import socket
-import subprocess
-import sys
+import json
 import time
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
-from playwright.sync_api import Page, expect, sync_playwright
+from PIL import Image
+from playwright.sync_api import Page, expect
 
 from osprey_tp import RegionDescriber
 from osprey_tp.grabcut import GrabCutSegmenter
-from osprey_tp.prompts import CATEGORY_QUESTION, DETAILED_DESCRIPTION_QUESTION
+from osprey_tp.prompts import CATEGORY_QUESTION
 
+from .app_browser import (
+    READY,
+    SHAPES,
+    chromium,
+    click,
+    drag,
+    extent,
+    is_near,
+    middle,
+    on_screen,
+    scene,
+    serving,
+    settled,
+    status,
+    upload,
+    use,
+    visiting,
+)
 from .tiny_models import save_tiny_model
-
-BROWSER_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SHAPES = {"disc": (300, 300, 420, 420), "square": (1200, 200, 1330, 330), "bar": (1000, 900, 1400, 980)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Holds a model, two examples, a large picture and a file that only pretends to be one."""
+    """Holds a model, a large picture and a file that only pretends to be one."""
     folder = tmp_path_factory.mktemp("app")
     save_tiny_model(folder / "model")
     scene(SHAPES, (1600, 1200)).save(folder / "large.png")
     (folder / "notes.png").write_text("This is no picture.")
-    (folder / "examples").mkdir()
-    scene({"disc": (30, 30, 110, 110)}, (320, 200)).save(folder / "examples" / "a.png")
-    scene({"square": (200, 60, 260, 120)}, (320, 200)).save(folder / "examples" / "b.png")
     return folder
-
-
-def scene(shapes, size) -> Image.Image:
-    image = Image.new("RGB", size, (150, 160, 150))
-    draw = ImageDraw.Draw(image)
-    for (name, box), colour in zip(shapes.items(), ("crimson", "navy", "gold"), strict=False):
-        (draw.ellipse if name == "disc" else draw.rectangle)(box, fill=colour)
-    return image
 
 
 @pytest.fixture(scope="module")
 def address(folder):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app", "--model", folder / "model", "--examples", folder / "examples"]
-    with (folder / "log.txt").open("w") as log:
-        server = subprocess.Popen(
-            [*command, "--port", str(port), "--device", "cpu"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while not answers(address):
-            assert server.poll() is None and time.monotonic() < deadline, (folder / "log.txt").read_text()
-            time.sleep(0.2)
+    with serving(folder) as address:
         yield address
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
-    assert "Traceback" not in (folder / "log.txt").read_text()
-
-
-def answers(address: str) -> bool:
-    try:
-        return urllib.request.urlopen(address, timeout=5).status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
 def browser():
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert executable, "the app's tests need Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=BROWSER_ARGUMENTS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser, address):
-    """An open page; afterwards it must have asked nobody else for anything, and have logged no error."""
-    page = browser.new_page(viewport={"width": 1200, "height": 800})
-    outside, errors = [], []
-    page.on(
-        "request", lambda request: request.url.startswith((address, "data:", "blob:")) or outside.append(request.url)
-    )
-    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.set_default_timeout(30_000)
-    expect.set_options(timeout=30_000)
-    page.goto(address)
-    expect(status(page)).to_have_text("Upload a picture or pick an example.")
-    yield page
-    page.close()
-    assert outside == []
-    assert errors == []
+    with visiting(browser, address) as page:
+        yield page
 
 
-def status(page: Page):
-    return page.locator("#status .status")
+def region(page: Page, name: str):
+    return page.locator(f"#picture .drawing [data-name={name}]")
 
 
-def upload(page: Page, path: Path) -> None:
-    page.set_input_files("#picture input[type=file]", path)
-    expect(status(page)).to_have_text("Click an object in the picture.")
-
-
-def click(page: Page, x: float, y: float) -> None:
-    """Clicks at the shares x, y of the picture's width and height, wherever and however small it is shown."""
-    page.locator("#picture img").wait_for()
-    left, top, width, height = page.locator("#picture img").evaluate(
-        """image => {
-            const box = image.getBoundingClientRect(), scale = Math.min(
-                box.width / image.naturalWidth, box.height / image.naturalHeight);
-            const width = image.naturalWidth * scale, height = image.naturalHeight * scale;
-            return [box.x + (box.width - width) / 2, box.y + (box.height - height) / 2, width, height];
-        }"""
-    )
-    page.mouse.click(left + x * width, top + y * height)
-
-
-def shown(page: Page) -> np.ndarray:
-    """The picture as the browser has it, (height, width, 3)."""
-    content = page.request.get(page.locator("#picture img").get_attribute("src")).body()
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
-
-
-def answer(page: Page) -> str:
-    expect(page.locator("#status .done")).to_be_visible()
-    return page.input_value("#answer textarea")
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_object_under_the_pointer_is_selected_and_described(page, folder, name):
-    x0, y0, x1, y1 = SHAPES[name]
+def test_pointing(page, folder):
+    """Clicks, negative points, undo, box and brush on a 1600 x 1200 picture that is shown small."""
+    sent = []
+    page.on("response", lambda response: "/file=" in response.url and "picture.jpg" in response.url and sent.append(1))
     upload(page, folder / "large.png")
-    assert page.locator("#picture img").bounding_box()["width"] < 800
-    before = shown(page)
-    point = ((x0 + x1) / 2, (y0 + y1) / 2)
-    click(page, point[0] / 1600, point[1] / 1200)
-    text = answer(page)
+    assert page.locator("#picture .frame").bounding_box()["width"] < 800
 
-    scale = before.shape[1] / 1600
-    changed = np.abs(shown(page) - before).sum(-1) > 90
-    ys, xs = np.nonzero(changed)
-    found = np.array([xs.min(), ys.min(), xs.max(), ys.max()]) / scale
-    assert np.abs(found - SHAPES[name]).max() < 12
-
-    assert text == expected_answers(folder, point, [(CATEGORY_QUESTION, 32)])[0]
-    expect(page.locator("#question")).to_contain_text(CATEGORY_QUESTION)
-
-
-def test_answers_stream_and_another_question_ends_them(page, folder):
-    upload(page, folder / "large.png")
-    page.get_by_label("Detailed description").check()
-    page.evaluate(
-        """() => { window.seen = []; setInterval(() => {
-            const text = document.querySelector("#answer textarea").value;
-            if (text && text !== window.seen.at(-1)) window.seen.push(text);
-            if (window.seen.length === 4 && !window.changed) {
-                window.changed = true;
-                window.whileAsked = document.querySelector("#status").innerText;
-                document.querySelector("#kind input").click();
-            }
-        }, 2); }"""
+    for name, box in SHAPES.items():
+        click(page, *middle(name))
+        settled(page)
+        assert is_near(extent(page), box), name
+    assert page.locator("#answer .text").inner_text() == expected_answer(folder, middle("bar"))
+    expect(page.locator("#answer .question")).to_have_text(
+        "What is the category of this region? Using only one word or phrase."
     )
-    point = (360.0, 360.0)
-    click(page, point[0] / 1600, point[1] / 1200)
-    expect(page.locator("#question")).to_contain_text(CATEGORY_QUESTION)
 
-    detailed, short = expected_answers(folder, point, [(DETAILED_DESCRIPTION_QUESTION, 512), (CATEGORY_QUESTION, 32)])
-    expect(page.locator("#answer textarea")).to_have_value(short)
-    seen = page.evaluate("window.seen")
-    pieces = [text for text in seen if is_opening(text, detailed)]
-    assert len(pieces) >= 4 and page.evaluate("window.whileAsked") == "Answering …"
-    assert all(len(later) > len(earlier) for earlier, later in itertools.pairwise(pieces[:4]))
+    use(page, "add")
+    click(page, *middle("square"))
+    settled(page)
+    both = extent(page)
+    assert is_near(both, (1000, 200, 1400, 980))
+    click(page, *middle("square"), button="right")
+    settled(page)
+    assert page.locator(".point.negative").count() == 1
+    without = extent(page)
+    page.locator("#picture .frame").press("Control+z")
+    settled(page)
+    assert extent(page) == both and page.locator(".point").count() == 2
+    page.locator("[data-do=undo]").click()
+    settled(page)
+    assert is_near(extent(page), SHAPES["bar"]) and without != both
+
+    use(page, "box")
+    drag(page, (280, 280), (350, 400), (440, 440))
+    settled(page)
+    assert is_near(extent(page), SHAPES["disc"]) and page.locator(".box").count() == 2
+    use(page, "brush")
+    drag(page, (600, 600), (700, 600), (900, 600))
+    settled(page)
+    width = 1600 * float(page.locator(".brush input").input_value()) / 500
+    assert is_near(extent(page), (600 - width / 2, 600 - width / 2, 900 + width / 2, 600 + width / 2))
+    page.locator("[data-do=clear]").click()
+    settled(page)
+    expect(status(page)).to_have_text(READY)
+    expect(region(page, "selection")).to_have_count(0)
+    assert len(sent) == 1  # the picture itself, in spite of all the clicks
 
 
-def is_opening(text: str, answer: str) -> bool:
-    """A piece may end within a character of several bytes, which is not decoded yet."""
-    return answer.startswith(text.rstrip("\ufffd"))
-
-
-def expected_answers(folder: Path, point: tuple[float, float], questions: list[tuple[str, int]]) -> list[str]:
+def expected_answer(folder: Path, point: tuple[float, float]) -> str:
     """What the model says about the object at a point of the large picture, asked without the app."""
     image = Image.open(folder / "large.png").convert("RGB")
     mask = GrabCutSegmenter().open(image).segment([point], [True])[0].mask
     session = RegionDescriber.from_pretrained(folder / "model", device="cpu").open(image)
-    return [session.ask([mask], question, max_new_tokens=limit)[0].strip() for question, limit in questions]
+    return session.ask([mask], CATEGORY_QUESTION, max_new_tokens=32)[0].strip()
 
 
-def test_refining_choosing_and_clearing(page, folder):
+def test_a_conversation_about_two_regions(page, folder):
     upload(page, folder / "large.png")
-    blank = shown(page)
-    click(page, 360 / 1600, 360 / 1200)
-    answer(page)
-    one = shown(page)
-    page.get_by_label("Add to it").check()
-    click(page, 1265 / 1600, 265 / 1200)
-    page.wait_for_function("src => document.querySelector('#picture img').src !== src", arg=source(page))
-    answer(page)
-    two = shown(page)
-    assert (np.abs(two - blank).sum(-1) > 90).sum() > 1.5 * (np.abs(one - blank).sum(-1) > 90).sum()
-    before = source(page)
-    page.locator("#undo").click()
-    page.wait_for_function("src => document.querySelector('#picture img').src !== src", arg=before)
-    answer(page)
-    assert np.abs(shown(page) - one).max() < 40
-    page.locator("#clear").click()
-    expect(status(page)).to_have_text("Click an object in the picture.")
-    assert np.abs(shown(page) - blank).max() < 40
-    expect(page.locator("#answer textarea")).to_have_value("")
+    for name in ("disc", "square"):
+        click(page, *middle(name))
+        settled(page)
+        page.locator("#keep").click()
+        expect(region(page, "selection")).to_have_count(0)
+    assert is_near(extent(page, "region1"), SHAPES["disc"]) and is_near(extent(page, "region2"), SHAPES["square"])
+
+    page.locator("#message textarea").fill("What is region1 doing to region2?")
+    page.locator("#message textarea").press("Enter")
+    expect(page.locator("#chat .model:not(.unfinished)")).to_have_count(1)
+    settled(page)
+    first = page.locator("#chat .model").inner_text()
+    assert first.strip()
+    expect(page.locator("#message textarea")).to_have_value("")
+    name = page.locator("#chat .user [data-region=region2]").first
+    assert name.evaluate("name => getComputedStyle(name).boxShadow").startswith("rgb(30, 144, 255)")
+
+    name.hover()
+    expect(region(page, "region2")).to_have_class("region hot")
+    expect(region(page, "region1")).to_have_class("region")
+    page.mouse.move(*on_screen(page, *middle("disc")))
+    expect(region(page, "region1")).to_have_class("region hot")
+    expect(page.locator("#regions [data-region=region1]")).to_have_class("region hot")
+    page.locator("#regions [data-region=region2]").focus()
+    expect(region(page, "region2")).to_have_class("region hot")
+
+    page.locator("#regenerate").click()
+    expect(page.locator("#chat .model.unfinished")).to_have_count(1)
+    expect(page.locator("#chat .model:not(.unfinished)")).to_have_text(first, use_inner_text=True)
+    page.get_by_label("Remove region1").click()
+    expect(region(page, "region1")).to_have_count(0)
+    page.locator("#message textarea").fill("And region9?")
+    page.locator("#send").click()
+    expect(page.locator("#status .error")).to_contain_text("region9, but the regions are: region1, region2")
 
 
-def source(page: Page) -> str:
-    return page.locator("#picture img").get_attribute("src")
+def test_an_answer_streams_and_is_stopped(page, folder):
+    upload(page, folder / "large.png")
+    click(page, *middle("disc"))
+    settled(page)
+    page.evaluate(
+        """() => { window.seen = []; new MutationObserver(() => {
+            const text = document.querySelector("#chat .model")?.innerText;
+            if (text && text !== window.seen.at(-1)) window.seen.push(text);
+            if (window.seen.length === 4) document.querySelector("#stop").click();
+        }).observe(document.querySelector("#chat"), {subtree: true, childList: true, characterData: true}); }"""
+    )
+    expect(page.locator("#stop")).to_be_hidden()
+    page.locator("#message textarea").fill("Tell me everything.")
+    page.locator("#send").click()
+    expect(status(page)).to_have_text("Stopped.")
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.locator("#chat .model.unfinished")).to_have_count(1)
+    seen = page.evaluate("window.seen")
+    # A piece may end within a character of several bytes, which is not decoded yet.
+    assert all(later.startswith(earlier.rstrip("\ufffd")) for earlier, later in itertools.pairwise(seen))
+    said = page.locator("#chat .model").inner_text()
+    page.locator("#message textarea").fill("Go on.")
+    page.locator("#send").click()
+    expect(page.locator("#chat .model")).to_have_count(2)
+    assert page.locator("#chat .model").first.inner_text() == said
 
 
-def test_an_own_question_about_an_example(page):
-    page.locator("#examples button").nth(1).click()
-    expect(status(page)).to_have_text("Click an object in the picture.")
-    page.get_by_label("Your own question").check()
-    click(page, 230 / 320, 90 / 200)
-    expect(status(page)).to_have_text("Write your question and press Ask.")
-    page.locator("#own textarea").fill("Is it round?")
-    page.locator("#ask").click()
-    assert answer(page)
-    expect(page.locator("#question")).to_contain_text("region1<mask>. Is it round?")
-    page.locator("#own textarea").fill("<mask> or <mask>?")
-    page.locator("#ask").click()
-    expect(page.locator("#status .error")).to_contain_text("2 <mask>")
+def test_a_new_picture_and_a_closed_page_end_a_running_answer(page, folder, browser, address):
+    upload(page, folder / "large.png")
+    click(page, *middle("disc"))
+    settled(page)
+    begin_long_answer(page)
+    page.locator("#examples button").first.click()
+    expect(status(page)).to_have_text(READY)
+    expect(page.locator("#chat .turn")).to_have_count(0)
+    expect(page.locator("#answer .empty")).to_be_visible()
+    assert page.locator("#picture img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 720
+
+    with visiting(browser, address) as other:
+        upload(other, folder / "large.png")
+        begin_long_answer(other)
+        begin_long_answer(page, waits=True)
+    expect(page.locator("#chat .model:not(.unfinished)")).to_have_count(1)
+    wait_until(lambda: not health(address)["busy"])
+    assert health(address)["waiting_requests"] == 0
+    expect(page.locator("#chat .turn")).to_have_count(2)  # and nothing of the other page's
+
+
+def begin_long_answer(page: Page, waits: bool = False) -> None:
+    page.locator("#message textarea").fill("Tell me everything.")
+    page.locator("#send").click()
+    if waits:
+        expect(status(page)).to_have_text("One request is ahead of yours …")
+    else:
+        expect(page.locator("#chat .model.unfinished")).not_to_have_text("")
+
+
+def health(address: str) -> dict:
+    with urllib.request.urlopen(f"{address}/health", timeout=30) as answer:
+        return json.load(answer)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_of_quick_clicks_the_last_one_counts(page, folder):
-    upload(page, folder / "large.png")
-    blank = shown(page)
+    """Even of those before the model has looked at the picture."""
+    page.set_input_files("#picture input[type=file]", folder / "large.png")
+    expect(page.locator("#picture .frame")).to_be_visible()
     for name in ("disc", "bar", "square"):
-        click(page, (SHAPES[name][0] + SHAPES[name][2]) / 3200, (SHAPES[name][1] + SHAPES[name][3]) / 2400)
-    inside = (slice(210, 320), slice(1210, 1320))
-    page.wait_for_function("image => document.querySelector('#picture img').src !== image", arg=source(page))
-    deadline = time.monotonic() + 30
-    while np.abs(shown(page)[inside] - blank[inside]).mean() < 40:
-        assert time.monotonic() < deadline
-    answer(page)
-    assert np.abs(shown(page)[310:410, 310:410] - blank[310:410, 310:410]).mean() < 10
+        click(page, *middle(name))
+    use(page, "add")
+    click(page, *middle("bar"))
+    settled(page)
+    assert page.locator(".point").count() == 2 and is_near(extent(page), (1000, 200, 1400, 980))
 
 
-def test_an_example_can_be_picked_again_after_another_picture(page, folder):
-    page.locator("#examples button").nth(1).click()
-    expect(status(page)).to_have_text("Click an object in the picture.")
-    page.wait_for_function("document.querySelector('#picture img')?.naturalWidth === 720")
-    example = shown(page)
-    click(page, 230 / 320, 90 / 200)
-    assert answer(page)
-    upload(page, folder / "large.png")  # the status changes back once the server has opened it
-    page.locator("#examples button").nth(1).click()
-    page.wait_for_function("document.querySelector('#picture img')?.naturalWidth === 720")
-    assert np.array_equal(shown(page), example)
-
-
-def test_errors_are_shown_and_the_page_goes_on(page, folder):
+def test_own_questions_errors_and_the_keyboard(page, folder):
     page.locator("#ask").click()
     expect(page.locator("#status .error")).to_have_text("Open a picture first.")
     page.set_input_files("#picture input[type=file]", folder / "notes.png")
     expect(page.locator("#status .error")).to_contain_text("notes.png")
     expect(page.locator("#status .error")).not_to_contain_text("/")
-    page.locator("#picture input[type=file]").wait_for(state="attached")
+    expect(page.locator(".canvas[data-state=empty]")).to_be_visible()
     upload(page, folder / "large.png")
     page.locator("#ask").click()
     expect(page.locator("#status .error")).to_have_text("Click an object first.")
-    click(page, 360 / 1600, 360 / 1200)
-    assert answer(page)
-    page.get_by_label("Remove Image").click()
-    expect(status(page)).to_have_text("Upload a picture or pick an example.")
+    page.locator("#keep").click()
+    expect(page.locator("#status .error")).to_have_text("Select a region first, then keep it.")
+
+    page.get_by_label("Your own question").check()
+    frame = page.locator("#picture .frame")
+    frame.focus()
+    for key in ["ArrowRight"] * 12 + ["ArrowDown"] * 10 + ["Enter"]:  # from the centre to (1184, 920)
+        frame.press(key)
+    expect(status(page)).to_have_text("Write your question and press Ask.")
+    assert is_near(extent(page), SHAPES["bar"])
+    frame.press("Escape")
+    expect(region(page, "selection")).to_have_count(0)
+    frame.press("4")
+    frame.press("Enter")
+    frame.press("ArrowRight")
+    frame.press("ArrowDown")
+    expect(page.locator(".box")).to_have_count(2)
+    frame.press("Escape")
+    click_own = page.locator("#own textarea")
+    use(page, "select")
+    click(page, *middle("bar"))
+    expect(status(page)).to_have_text("Write your question and press Ask.")
+    click_own.fill("Is it round?")
     page.locator("#ask").click()
-    expect(page.locator("#status .error")).to_have_text("Open a picture first.")
+    expect(page.locator("#answer .question")).to_contain_text("this region. Is it round?")
+    settled(page)
+    click_own.fill("<mask> or <mask>?")
+    page.locator("#ask").click()
+    expect(page.locator("#status .error")).to_contain_text("2 <mask>")
+    page.locator("[data-do=close]").click()
+    expect(status(page)).to_have_text("Drop a picture, or pick an example.")
+    expect(page.locator(".canvas[data-state=empty]")).to_be_visible()
+
+
+def test_on_a_phone(browser, address, folder):
+    phone = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
+    with visiting(browser, address, **phone) as page:
+        upload(page, folder / "large.png")
+        frame = page.locator("#picture .frame").bounding_box()
+        assert frame["width"] > 300 and frame["x"] >= 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        for button in page.locator("#picture .tools button").all():
+            box = button.bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 375 and box["height"] >= 40
+        page.touchscreen.tap(*on_screen(page, *middle("disc")))
+        settled(page)
+        assert is_near(extent(page), SHAPES["disc"])
+        answer, examples = (page.locator(name).bounding_box()["y"] for name in ("#answer", "#examples"))
+        assert frame["y"] < answer < examples

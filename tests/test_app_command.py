@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from app.__main__ import main
+from app.__main__ import main, read_users
 
 from .tiny_models import save_tiny_model
 
@@ -60,6 +60,41 @@ def test_a_port_that_is_taken(capsys, model):
 )
 def test_what_cannot_be_loaded(capsys, model, free_port, options, message):
     assert message in refusal(capsys, "--model", model, "--port", free_port, *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--queue", "-1"], "--queue must be 0 or more, got -1"),
+        (["--max-pictures", "0"], "--max-pictures must be 1 or more"),
+        (["--max-pixels", "0"], "--max-pixels must be 1 or more"),
+        (["--request-seconds", "0"], "--request-seconds must be more than 0"),
+        (["--max-upload-mb", "nan"], "--max-upload-mb must be more than 0"),
+        (["--cache-mb", "inf"], "--cache-mb must be more than 0"),
+        (["--auth", "ann"], "user 1 of --auth is not USER:PASSWORD"),
+    ],
+)
+def test_limits_and_users_that_make_no_sense(capsys, model, free_port, options, message):
+    assert message in refusal(capsys, "--model", model, "--port", free_port, *options)
+
+
+def test_users_come_from_texts_and_files(tmp_path):
+    (tmp_path / "users").write_text("# who may use it\nbob:a:b\n\neve:x\n")
+    assert read_users(["ann:secret", str(tmp_path / "users")]) == [("ann", "secret"), ("bob", "a:b"), ("eve", "x")]
+    assert read_users([]) == read_users(["", " "]) == []
+    (tmp_path / "none").write_text("# nobody yet\n")
+    wrong = {str(tmp_path / "none"): "names no user", "ann:": "user 1", ":secret": "user 1", "x" * 5000: "user 1"}
+    for entry, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            read_users([entry])
+    with pytest.raises(ValueError, match="user ann twice") as error:
+        read_users(["ann:secret", "ann:other"])
+    assert "secret" not in str(error.value)
+
+
+def test_users_are_read_from_the_environment_too(capsys, model, free_port, monkeypatch):
+    monkeypatch.setenv("OSPREY_TP_AUTH", "ann:secret\nbob")
+    assert "user 2 of --auth" in refusal(capsys, "--model", model, "--port", free_port)
 
 
 @pytest.fixture

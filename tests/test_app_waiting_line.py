@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.waiting_line import LineFullError, TimeLimitError, WaitingLine
+from app.waiting_line import LineClosedError, LineFullError, TimeLimitError, WaitingLine
 
 PATIENCE = 20.0  # seconds, after which a test that hangs fails
 
@@ -193,6 +193,22 @@ def test_a_request_that_is_not_read_on_loses_its_turn_to_those_who_wait():
     assert list(idle) == [] and not line.busy
 
 
+def test_work_that_is_inside_an_item_after_its_time_is_stuck(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("app.waiting_line.time.monotonic", lambda: now[0])
+    line, gate = WaitingLine(2, 60), threading.Event()
+    work = Work("a", gate)
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(list, line.run(work, position))
+        assert work.inside.wait(PATIENCE) and not line.stuck
+        now[0] += 61
+        assert line.stuck
+        gate.set()
+        with pytest.raises(TimeLimitError):
+            reading.result(PATIENCE)
+    assert not line.stuck and not line.busy
+
+
 def test_a_waiting_request_returns_to_its_reader_at_every_heartbeat():
     line = new_line(heartbeat=0.01)
     first, second = line.run(Work("a"), position), line.run(Work("z"), position)
@@ -214,6 +230,17 @@ def test_work_that_cannot_be_closed_does_not_block_the_line(caplog):
     place.close()
     assert not line.busy and "stubborn" in caplog.text
     assert list(line.run(iter("b"), position)) == ["b"]
+
+
+def test_a_closed_line_ends_what_is_in_it_and_refuses_the_rest():
+    line, works = new_line(), [Work("ab"), Work("x")]
+    places = [line.run(work, position) for work in works]
+    assert [next(place) for place in places] == ["a", position(1)]
+    line.close()
+    assert [list(place) for place in places] == [[], []] and [work.closed for work in works] == [1, 1]
+    with pytest.raises(LineClosedError):
+        next(line.run(Work("a"), position))
+    assert not line.busy
 
 
 @pytest.mark.parametrize("limits", [(-1, 1.0), (1, 0.0), (1, float("nan"))])

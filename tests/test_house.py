@@ -31,6 +31,8 @@ COMMANDS = (
     "data_pipelines validate",
     "eval",
     "app",
+    "app.client_example",
+    "app.load_test",
     "scripts.train",
     "scripts.merge",
     "scripts.export_parts",

@@ -1,58 +1,15 @@
-"""Clicks become masks: GrabCut against drawn shapes, Segment Anything through the checkpoint that a user would name."""
-
-import math
-import pickle
-from functools import partial
-from pathlib import Path
+"""GrabCut against drawn shapes and synthetic scenes, and which of many masks are kept."""
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageDraw
-from segment_anything import sam_model_registry
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from PIL import Image
+from scipy import ndimage
 
-from osprey_tp.sam import build_sam
+from data_pipelines.synthetic.scenes import draw_scene
+from osprey_tp.mask_selection import MOST_PIXELS, affordable, encode_masks, select_masks, times_found
 from osprey_tp.segmenters import load_segmenter
 
-
-def iou(first, second):
-    return (first & second).sum() / (first | second).sum()
-
-
-def drawn(kind: str, size=(300, 200)) -> tuple[Image.Image, np.ndarray, tuple[float, float]]:
-    """A noisy picture with one shape among distractors, the shape's mask, and a point on it."""
-    outline = Image.new("L", size)
-    draw = ImageDraw.Draw(outline)
-    if kind == "ring":
-        draw.ellipse((40, 40, 140, 140), fill=255)
-        draw.ellipse((65, 65, 115, 115), fill=0)
-        point = (52.0, 90.0)
-    elif kind == "triangle":
-        draw.polygon([(40, 150), (150, 150), (95, 40)], fill=255)
-        point = (95.0, 110.0)
-    else:
-        draw.polygon([(95 + r * math.cos(a), 95 + r * math.sin(a)) for r, a in _star()], fill=255)
-        point = (95.0, 95.0)
-    mask = np.array(outline) > 0
-    noise = np.random.default_rng(0).normal(0, 6, (size[1], size[0], 3))
-    pixels = np.full((size[1], size[0], 3), (120.0, 125.0, 110.0)) + np.linspace(-15, 15, size[0])[None, :, None]
-    pixels[20:70, 200:280] = (50, 80, 210)
-    pixels[120:180, 190:240] = (220, 60, 50)
-    pixels[mask] = (220, 60, 50)
-    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)), mask, point
-
-
-def _star():
-    return [(55 if corner % 2 == 0 else 24, corner * math.pi / 5) for corner in range(10)]
-
-
-def striped(size=(300, 200)) -> tuple[Image.Image, np.ndarray, tuple[float, float]]:
-    image, mask, point = drawn("triangle", size)
-    pixels = np.array(image)
-    stripes = (np.add.outer(np.arange(size[1]), np.arange(size[0])) // 5) % 2 == 0
-    pixels[mask & stripes] = (245, 190, 180)
-    return Image.fromarray(pixels), mask, point
+from .drawn_shapes import drawn, iou, striped
 
 
 @pytest.fixture(scope="module")
@@ -135,107 +92,65 @@ def test_unusable_prompts_are_named(grabcut, prompts, message):
         grabcut.open(drawn("star")[0]).segment(*prompts)
 
 
-def tiny_sam(seed=0) -> Sam:
-    torch.manual_seed(seed)
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=256,
-            patch_size=16,
-            embed_dim=64,
-            depth=3,
-            num_heads=4,
-            out_chans=32,
-            use_rel_pos=True,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            window_size=7,
-            global_attn_indexes=(1,),
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=32, image_embedding_size=(16, 16), input_image_size=(256, 256), mask_in_chans=8
-        ),
-        mask_decoder=MaskDecoder(
-            transformer_dim=32,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=32, num_heads=8, mlp_dim=48),
-            iou_head_hidden_dim=24,
-        ),
-    ).eval()
+def everything_found(grabcut, seed, size):
+    """The best IoU of each object of a synthetic scene, and the candidates."""
+    scene = draw_scene(np.random.default_rng(seed), size)
+    candidates = grabcut.open(Image.fromarray(scene.picture)).everything()
+    return [max(iou(candidate.mask, item.mask) for candidate in candidates) for item in scene.objects], candidates
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("sam") / "tiny.pth"
-    torch.save(tiny_sam().state_dict(), path)
-    return path
+def test_grabcut_finds_nine_of_ten_objects_of_synthetic_scenes_without_a_click(grabcut):
+    found, masks = [], 0
+    for seed in range(20):
+        best, candidates = everything_found(grabcut, seed, (128, 192))
+        found += best
+        masks += len(candidates)
+    assert np.mean(np.array(found) >= 0.7) >= 0.9
+    assert masks <= 20 * 48
 
 
-def attributes(model: Sam) -> list[tuple]:
-    """What the shapes of weights show indirectly or not at all."""
-    blocks = [(block.window_size, block.attn.num_heads) for block in model.image_encoder.blocks]
-    layers = [(layer.self_attn.num_heads, layer.skip_first_layer_pe) for layer in model.mask_decoder.transformer.layers]
-    return blocks + layers
+def test_everything_in_a_large_picture_has_exact_edges_and_no_object_twice(grabcut):
+    best, candidates = everything_found(grabcut, 3, (600, 800))
+    assert np.mean(np.array(best) >= 0.9) >= 0.8
+    scores = [candidate.score for candidate in candidates]
+    assert scores == sorted(scores, reverse=True) and all(0 < score <= 1 for score in scores)
+    assert all(candidate.mask.shape == (600, 800) and candidate.mask.dtype == bool for candidate in candidates)
 
 
-@pytest.mark.parametrize("size", ["vit_b", "vit_l", "vit_h"])
-def test_published_sizes_are_recognised_from_shapes_alone(size):
-    with torch.device("meta"):
-        published = sam_model_registry[size]()
-        rebuilt = build_sam(published.state_dict())
-    assert {name: weight.shape for name, weight in rebuilt.state_dict().items()} == {
-        name: weight.shape for name, weight in published.state_dict().items()
-    }
-    assert attributes(rebuilt) == attributes(published)
+def test_everything_keeps_the_best_and_is_deterministic(grabcut):
+    opened = grabcut.open(striped()[0])
+    first, few = opened.everything(), opened.everything(most=2)
+    assert len(few) == 2 < len(first)
+    assert all(np.array_equal(one.mask, other.mask) for one, other in zip(first, few, strict=False))
+    with pytest.raises(ValueError, match="at least one mask must be allowed, not 0"):
+        opened.everything(most=0)
 
 
-def test_sam_equals_the_package_on_its_own_model(checkpoint):
-    from segment_anything import SamPredictor
-
-    image, _, point = drawn("star")
-    candidates = load_segmenter(f"sam:{checkpoint}").open(image).segment([point], [True])
-    predictor = SamPredictor(tiny_sam())
-    predictor.set_image(np.array(image))
-    masks, scores, _ = predictor.predict(np.array([point]), np.array([1]))
-    expected = [masks[index] for index in np.argsort(-scores, kind="stable") if masks[index].any()]
-    assert candidates[0].mask.shape == (200, 300)
-    assert all(np.array_equal(one.mask, other) for one, other in zip(candidates, expected, strict=True))
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 50), (20_000, 1), (64, 48)])
+def test_everything_in_a_picture_of_one_colour_is_nothing(grabcut, size):
+    assert grabcut.open(Image.new("RGB", size, (10, 20, 30))).everything() == []
 
 
-def test_sam_embeds_a_picture_once(checkpoint, monkeypatch):
-    runs = []
-    encode = ImageEncoderViT.forward
-    monkeypatch.setattr(ImageEncoderViT, "forward", lambda self, x: runs.append(1) or encode(self, x))
-    opened = load_segmenter(f"sam:{checkpoint}").open(drawn("star")[0])
-    for x in (20.0, 90.0, 200.0):
-        opened.segment([(x, 90.0)], [True])
-    assert len(opened.segment([(90.0, 90.0), (20.0, 20.0)], [True, False])) == 1
-    assert len(opened.segment([], [], box=(10, 10, 90, 90))) == 1
-    assert runs == [1]
+def test_masks_are_kept_as_plain_arrays_say():
+    rng = np.random.default_rng(0)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(60, 40, 50)), (3, 3, 3))
+    masks = smooth > np.quantile(smooth, 0.6)
+    masks[3], masks[7] = False, True
+    scores = rng.integers(0, 20, 60) / 20
+    kept: list[int] = []
+    for index in sorted(range(60), key=lambda index: -scores[index]):
+        if 0.0005 <= masks[index].mean() <= 0.9 and all(iou(masks[index], masks[other]) < 0.8 for other in kept):
+            kept.append(index)
+    encoded = encode_masks(masks)
+    assert select_masks(encoded, scores, 100) == kept
+    assert select_masks(encoded, scores, 5) == kept[:5]
+    assert 5 < len(kept) < 58
+    agreeing = [sum(iou(mask, other) >= 0.8 for other in masks if other.any()) for mask in masks if mask.any()]
+    assert [int(times) for index, times in enumerate(times_found(encoded)) if masks[index].any()] == agreeing
+    assert select_masks([], np.zeros(0), 5) == [] and len(times_found([])) == 0
 
 
-class _Payload:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", pickle.dumps(_Payload()), "other model"])
-def test_a_bad_checkpoint_is_one_line_and_runs_nothing(tmp_path, capsys, content):
-    path = tmp_path / "bad.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save({"weight": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match=r"bad\.pth is not a checkpoint of Segment Anything") as caught:
-        load_segmenter(f"sam:{path}")
-    assert "\n" not in str(caught.value)
-    assert "executed" not in capsys.readouterr().out
-
-
-def test_names_are_parsed(tmp_path):
-    with pytest.raises(ValueError, match="unknown segmenter 'magic'; choose from grabcut"):
-        load_segmenter("magic")
-    with pytest.raises(ValueError, match="needs a checkpoint"):
-        load_segmenter("sam")
-    with pytest.raises(ValueError, match="takes no checkpoint"):
-        load_segmenter("grabcut:x")
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint of Segment Anything at .*none\.pth"):
-        load_segmenter(f"sam:{tmp_path}/none.pth")
+def test_fewer_masks_of_a_huge_picture_are_kept():
+    assert affordable(64, 1200, 1600) == 64
+    assert affordable(64, 10_000, 10_000) == MOST_PIXELS // 10**8 < 64
+    assert affordable(64, 1, MOST_PIXELS + 1) == 1

@@ -46,7 +46,7 @@ def confident_sam(seed: int = 0) -> Sam:
         model.mask_decoder.iou_prediction_head.layers[-1].weight.mul_(0.1)
         model.mask_decoder.iou_prediction_head.layers[-1].bias.fill_(CONFIDENCE)
         for head in model.mask_decoder.output_hypernetworks_mlps:
-            head.layers[-1].weight.mul_(100)
+            head.layers[-1].weight.mul_(3000)
     return model
 
 
