@@ -102,4 +102,4 @@ def test_outlines_grow_with_the_picture_whatever_the_memory_order(side):
     drawn = draw_regions(Image.new("RGB", (side, side), (120, 120, 120)), [np.asfortranarray(mask)])
     row = np.asarray(drawn)[side // 2]
     dark, light = (row < 30).all(-1).sum(), (row == 255).all(-1).sum()
-    assert dark == light == 2 * line_width(side, side)
+    assert dark == 2 * line_width(side, side) <= light <= dark + 2
