@@ -9,21 +9,21 @@ a user's COCO file ────────┘
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from app.found import Found
 from app.pictures import OpenPicture
 from app.questions import CATEGORY, make_question
 from app.state import Shape
+from app.tables import Row
 
 MOST_REGIONS = 64
 BATCH_SIZES = {CATEGORY: 32}
 """Regions described at a time: many are fast, few tell sooner how it goes and can be stopped."""
 OTHER_BATCH_SIZE = 16
 
-COLUMNS = ("No.", "Description", "Category", "Area (px)", "Area (%)", "Box (x0, y0, x1, y1)", "Score")
-COLUMN_TYPES: Sequence[Literal["number", "str"]] = ("number", "str", "str", "number", "number", "str", "number")
+COLUMNS = ("No.", "Description", "Area (%)", "Area (px)", "Score", "Box (x0, y0, x1, y1)")
 
 
 class Asked(Protocol):
@@ -97,17 +97,19 @@ def describe(session: Asked, regions: Sequence[Found], kind: str, batch_size: in
         yield Progress(tuple(done), first + len(batch))
 
 
-def rows(regions: Sequence[Found], height: int, width: int) -> list[list[Any]]:
-    """The regions of a picture of height x width source pixels as a table of `COLUMNS`."""
+def rows(regions: Sequence[Found], height: int, width: int) -> list[Row]:
+    """The regions of a picture of height x width source pixels as rows of `COLUMNS`; each is drawn under its number."""
     return [
-        [
-            number,
-            region.caption,
-            region.category,
-            region.area,
-            round(100 * region.area / (height * width), 2),
-            ", ".join(map(str, region.box)),
-            round(region.shape.score, 3),
-        ]
+        Row(
+            (
+                number,
+                region.label,
+                round(100 * region.area / (height * width), 2),
+                region.area,
+                round(region.shape.score, 3),
+                ", ".join(map(str, region.box)),
+            ),
+            str(number),
+        )
         for number, region in enumerate(regions, start=1)
     ]

@@ -12,13 +12,14 @@ import gradio as gr
 from app.canvas import uploaded_file
 from app.coco_files import read_coco, write_coco
 from app.downloads import build_download, download_value
-from app.everything import COLUMN_TYPES, COLUMNS, MOST_REGIONS, EverythingFound, describe, rows
+from app.everything import COLUMNS, MOST_REGIONS, EverythingFound, describe, rows
 from app.found import Chosen, Found, choose
 from app.overlay import DrawnRegion, Overlay
 from app.page import Changes, Event, Shared, overlay_value
 from app.questions import CATEGORY, DETAILED, SHORT
 from app.state import Selection, Shown
 from app.status import Status
+from app.tables import build_table, picked_number, table_html
 from osprey_tp.drawing import draw_regions, region_colour
 
 KINDS = (CATEGORY, SHORT, DETAILED)
@@ -27,8 +28,7 @@ LARGEST_FILE = 64_000_000  # bytes
 PNG_OPACITY = 0.3
 PNG_COMPRESSION = 3  # of zlib: half the time of the default, a tenth more bytes
 
-NO_LABELS_ABOVE = 40
-"""Regions of which more are drawn without their numbers: they would hide the picture. The table has them."""
+ALL_SHOWN = Status("ready", "All regions are shown. Hover a row to see its region, click it to see that alone.")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class EverythingTab:
     most: gr.Slider
     least: gr.Slider
     progress: gr.HTML
-    table: gr.Dataframe
+    table: gr.HTML
     download: gr.HTML
     files: gr.Row
     listed: gr.State
@@ -70,7 +70,7 @@ class EverythingTab:
         table = rows(listed.regions, picture.height, picture.width) if picture else []
         changes = {
             self.shared.overlay: overlay_value(selection, everything_overlay(listed.of(selection))),
-            self.table: gr.update(value=table, visible=bool(table)),
+            self.table: table_html(COLUMNS, table),
             self.files: gr.update(visible=bool(table)),
             self.listed: listed,
         }
@@ -82,28 +82,19 @@ def build_everything(shared: Shared, opened: gr.Tab) -> EverythingTab:
     kind = gr.Radio(KINDS, value=CATEGORY, label="What to say about every region", elem_id="everything-kind")
     with gr.Row(elem_id="everything-runs"):
         run = gr.Button("Describe everything", variant="primary", elem_id="everything", min_width=150)
-        upload = gr.UploadButton(
-            "Use my masks (COCO JSON)", file_types=[".json"], elem_id="own-masks", min_width=150, size="lg"
-        )
+        upload = gr.UploadButton("Use my masks …", file_types=[".json"], elem_id="own-masks", min_width=150)
+    gr.HTML(
+        '<p class="explained">Masks of your own come in a COCO JSON file: polygons or run-length encodings, in the '
+        "picture's own size.</p>",
+        apply_default_css=False,
+    )
     with gr.Accordion("Which regions", open=False, elem_id="everything-which"):
         most = gr.Slider(1, MOST_EVER, value=MOST_REGIONS, step=1, label="At most", elem_id="everything-most")
         least = gr.Slider(
             0, 5, value=0, step=0.05, label="Smallest, in % of the picture", info="0 leaves none out.", elem_id="least"
         )
     progress = gr.HTML("", elem_id="everything-progress", apply_default_css=False)
-    table = gr.Dataframe(
-        headers=list(COLUMNS),
-        datatype=COLUMN_TYPES,
-        column_count=len(COLUMNS),
-        column_widths=[56, 220, 130, 96, 84, 160, 76],
-        interactive=False,
-        wrap=True,
-        max_height=440,
-        show_label=False,
-        buttons=[],
-        visible=False,
-        elem_id="everything-table",
-    )
+    table = build_table("everything-table")
     with gr.Row(visible=False, elem_id="everything-files") as files:
         to_json = gr.Button("Download COCO JSON", size="sm", elem_id="to-json", min_width=120)
         to_png = gr.Button("Download annotated PNG", size="sm", elem_id="to-png", min_width=120)
@@ -118,18 +109,13 @@ def build_everything(shared: Shared, opened: gr.Tab) -> EverythingTab:
 
 
 def everything_overlay(listed: Listed, number: int | None = None) -> Overlay:
-    """All regions listed, the large ones below the small ones; with a number, counted from 1, that one stands out."""
+    """All regions listed, the large ones below the small ones; with a number, counted from 1, that one alone."""
     order = sorted(range(len(listed.regions)), key=lambda index: -listed.regions[index].area)
-    if number is not None:
-        order = [*(index for index in order if index != number - 1), number - 1]
+    order = order if number is None else [number - 1]
     drawn = []
     for index in order:
         region = listed.regions[index]
-        labelled = number == index + 1 or (number is None and len(order) <= NO_LABELS_ABOVE)
-        strength = 0.7 if number is None else float(number == index + 1)
-        note = f"{index + 1}: {region.label}" if region.label else str(index + 1)
-        name = str(index + 1) if labelled else ""
-        drawn.append(DrawnRegion(name, region.shape.outline, region_colour(index), strength, note))
+        drawn.append(DrawnRegion(str(index + 1), region.shape.outline, region_colour(index), 0.7, region.label))
     return Overlay(tuple(drawn))
 
 
@@ -183,7 +169,7 @@ def _described(tab: EverythingTab, event: Event, selection: Selection, chosen: C
         listed = Listed(path, step.regions, kind)
         status = Status("busy", f"Described {step.described} of {total} regions …")
         yield tab.showing(selection, listed, status) | {tab.progress: progress_html(step.described, total)}
-    status = Status("done", f"{chosen} described in {time.monotonic() - started:.1f} s. Click a row to see its region.")
+    status = Status("done", f"{chosen} described in {time.monotonic() - started:.1f} s. Hover a row to see its region.")
     yield {tab.shared.status: str(status)}
 
 
@@ -191,17 +177,17 @@ def _connect_table(tab: EverythingTab, opened: gr.Tab) -> None:
     shared = tab.shared
     seen = [shared.selection, tab.listed]
 
-    def select(event: Event, selection: Selection, listed: Listed) -> Iterator[Changes]:
-        number, shown = row_number(event.data), listed.of(selection)
-        if number is not None and 1 <= number <= len(shown.regions):
-            told = shown.regions[number - 1].label or "nothing is said of it yet"
-            overlay = overlay_value(selection, everything_overlay(shown, number))
-            yield {shared.overlay: overlay, shared.status: str(Status("ready", f"Region {number}: {told}"))}
-        else:
-            yield {shared.status: gr.skip()}
+    def pick(event: Event, selection: Selection, listed: Listed) -> Iterator[Changes]:
+        number, shown = picked_number(event.data), listed.of(selection)
+        if not 1 <= number <= len(shown.regions):
+            yield {shared.overlay: overlay_value(selection, everything_overlay(shown)), shared.status: str(ALL_SHOWN)}
+            return
+        told = shown.regions[number - 1].label or "nothing is said of it yet"
+        overlay = overlay_value(selection, everything_overlay(shown, number))
+        yield {shared.overlay: overlay, shared.status: str(Status("ready", f"Region {number}: {told}"))}
 
-    def redraw(event: Event, selection: Selection, listed: Listed) -> Iterator[Changes]:
-        yield tab.showing(selection, listed.of(selection))
+    def redraw(selection: Selection, listed: Listed) -> str:
+        return overlay_value(selection, everything_overlay(listed.of(selection)))
 
     def clear(event: Event, selection: Selection, listed: Listed) -> Iterator[Changes]:
         if listed.regions and not listed.of(selection).regions:
@@ -211,34 +197,23 @@ def _connect_table(tab: EverythingTab, opened: gr.Tab) -> None:
         else:
             yield {shared.status: gr.skip()}
 
-    shared.connect(tab.table.select, select, seen, [shared.overlay], needs_model=False)
-    shared.connect(opened.select, redraw, seen, tab.outputs, needs_model=False)
+    shared.connect(tab.table.pick, pick, seen, [shared.overlay], needs_model=False)
+    opened.select(redraw, seen, shared.overlay, queue=False, show_progress="hidden", api_visibility="private")
     shared.connect(shared.opened.change, clear, seen, tab.outputs, needs_model=False)
-
-
-def row_number(data: Mapping[str, Any]) -> int | None:
-    """The first number of the selected row, however the table is sorted; None if it has none."""
-    row = data.get("row_value")
-    if not isinstance(row, Sequence) or not row:
-        return None
-    try:
-        return int(row[0])
-    except (TypeError, ValueError):
-        return None
 
 
 def _connect_downloads(tab: EverythingTab, to_json: gr.Button, to_png: gr.Button) -> None:
     shared = tab.shared
-    inputs = [shared.selection, tab.listed, tab.download]
+    inputs = [shared.selection, tab.listed]
 
-    def make_json(event: Event, selection: Selection, listed: Listed, before: Any) -> Iterator[Changes]:
+    def make_json(event: Event, selection: Selection, listed: Listed) -> Iterator[Changes]:
         picture, regions = _require_listed(selection, listed)
         name = Path(picture.path).name
         about = f"Regions of {name}, described by osprey_tp ({listed.kind.lower()})"
         content = write_coco(regions, name, picture.height, picture.width, about)
-        yield {tab.download: download_value(content.encode(), f"{Path(name).stem}-regions.json", before)}
+        yield {tab.download: download_value(content.encode(), f"{Path(name).stem}-regions.json")}
 
-    def make_png(event: Event, selection: Selection, listed: Listed, before: Any) -> Iterator[Changes]:
+    def make_png(event: Event, selection: Selection, listed: Listed) -> Iterator[Changes]:
         picture, regions = _require_listed(selection, listed)
         yield {shared.status: str(Status("busy", "Drawing the regions …"))}
         image = shared.pictures.get(event.user, picture.path).image
@@ -247,7 +222,7 @@ def _connect_downloads(tab: EverythingTab, to_json: gr.Button, to_png: gr.Button
         drawn.save(file, "PNG", compress_level=PNG_COMPRESSION)
         name = f"{Path(picture.path).stem}-regions.png"
         status = Status("done", f"{name}: {len(regions)} regions on {picture.width}x{picture.height} pixels.")
-        yield {tab.download: download_value(file.getvalue(), name, before), shared.status: str(status)}
+        yield {tab.download: download_value(file.getvalue(), name), shared.status: str(status)}
 
     shared.connect(to_json.click, make_json, inputs, [tab.download], needs_model=False)
     shared.connect(to_png.click, make_png, inputs, [tab.download], needs_model=False)

@@ -3,21 +3,21 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import gradio as gr
 
-from app.everything_tab import EverythingTab, Listed, progress_html, row_number
+from app.everything_tab import EverythingTab, Listed, progress_html
 from app.find import LONGEST_EXPRESSION, Match, best_matches, find, overlap_kept
 from app.found import Found, choose
 from app.overlay import DrawnRegion, Overlay
 from app.page import Changes, Event, Shared, overlay_value
 from app.state import Kept, Selection, Shape
 from app.status import Status
+from app.tables import Row, build_table, picked_number, table_html
 from osprey_tp.drawing import region_colour
 
-COLUMNS = ("Rank", "Region", "Share (%)", "Evidence (nats)", "Log-likelihood")
-COLUMN_TYPES: Sequence[Literal["number", "str"]] = ("number", "str", "number", "number", "number")
+COLUMNS = ("Rank", "Region", "Share (%)", "Evidence", "Log-likelihood")
 LISTED_MATCHES = 20
 FAINTEST = 0.15
 """Strength of a fill below which nobody sees it."""
@@ -25,10 +25,11 @@ FAINTEST = 0.15
 
 @dataclass(frozen=True)
 class Candidate:
-    """A region that may be meant; `name` is a kept region's, or its number among everything."""
+    """A region that may be meant; `name` is a kept region's, or its number among everything; `said` its description."""
 
     shape: Shape
     name: str
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class FindTab:
     everything: EverythingTab
     expression: gr.Textbox
     progress: gr.HTML
-    table: gr.Dataframe
+    table: gr.HTML
     finding: gr.State
 
     @property
@@ -62,10 +63,9 @@ class FindTab:
 
     def showing(self, selection: Selection, finding: Finding) -> dict[Any, Any]:
         """The matches in the table and over the picture."""
-        table = match_rows(finding)
         return {
             self.shared.overlay: overlay_value(selection, finding_overlay(finding)),
-            self.table: gr.update(value=table, visible=bool(table)),
+            self.table: table_html(COLUMNS, match_rows(finding)),
             self.finding: finding,
         }
 
@@ -83,22 +83,11 @@ def build_find(shared: Shared, everything: EverythingTab, opened: gr.Tab) -> Fin
         )
     search = gr.Button("Find", variant="primary", elem_id="find")
     progress = gr.HTML("", elem_id="find-progress", apply_default_css=False)
-    table = gr.Dataframe(
-        headers=list(COLUMNS),
-        datatype=COLUMN_TYPES,
-        column_count=len(COLUMNS),
-        column_widths=[64, 100, 92, 120, 120],
-        interactive=False,
-        max_height=360,
-        show_label=False,
-        buttons=[],
-        visible=False,
-        elem_id="find-table",
-    )
+    table = build_table("find-table")
     gr.HTML(
         '<p class="explained">Every region found, and every region you keep, is asked for a short description. '
         "The <b>share</b> compares how likely your words are as the answer; all shares add up to 100 %. The "
-        "<b>evidence</b> is how much likelier the region makes your words than the whole picture does.</p>",
+        "<b>evidence</b> is how much likelier, in nats, the region makes your words than the whole picture does.</p>",
         apply_default_css=False,
     )
     tab = FindTab(shared, everything, expression, progress, table, gr.State(Finding()))
@@ -106,18 +95,26 @@ def build_find(shared: Shared, everything: EverythingTab, opened: gr.Tab) -> Fin
     return tab
 
 
-def match_rows(finding: Finding) -> list[list[Any]]:
-    """The best matches as a table of `COLUMNS`."""
+def match_rows(finding: Finding) -> list[Row]:
+    """The best matches as rows of `COLUMNS`."""
     return [
-        [
-            rank,
-            finding.candidates[match.index].name,
-            round(100 * match.share, 1),
-            round(match.evidence, 2),
-            round(match.log_likelihood, 2),
-        ]
+        Row(
+            (
+                rank,
+                " · ".join(filter(None, (finding.candidates[match.index].name, finding.candidates[match.index].said))),
+                round(100 * match.share, 1),
+                round(match.evidence, 2),
+                round(match.log_likelihood, 2),
+            ),
+            drawn_name(finding, match),
+        )
         for rank, match in enumerate(finding.matches[:LISTED_MATCHES], start=1)
     ]
+
+
+def drawn_name(finding: Finding, match: Match) -> str:
+    """What the overlay calls a match."""
+    return f"{finding.candidates[match.index].name} {match.share:.0%}"
 
 
 def finding_overlay(finding: Finding, rank: int | None = None) -> Overlay:
@@ -166,15 +163,13 @@ def _connect(tab: FindTab, search: gr.Button, opened: gr.Tab) -> None:
         told = f"Compared {len(candidates)} regions in {seconds:.1f} s; the best has {matches[0].share:.0%}."
         yield tab.showing(selection, finding) | {shared.status: str(Status("done", told))}
 
-    def select(event: Event, selection: Selection, finding: Finding) -> Iterator[Changes]:
-        rank, shown = row_number(event.data), finding.of(selection)
-        if rank is not None and 1 <= rank <= len(shown.matches):
-            yield {shared.overlay: overlay_value(selection, finding_overlay(shown, rank))}
-        else:
-            yield {shared.status: gr.skip()}
+    def pick(event: Event, selection: Selection, finding: Finding) -> Iterator[Changes]:
+        rank, shown = picked_number(event.data), finding.of(selection)
+        overlay = finding_overlay(shown, rank if 1 <= rank <= len(shown.matches) else None)
+        yield {shared.overlay: overlay_value(selection, overlay)}
 
-    def redraw(event: Event, selection: Selection, finding: Finding) -> Iterator[Changes]:
-        yield tab.showing(selection, finding.of(selection))
+    def redraw(selection: Selection, finding: Finding) -> str:
+        return overlay_value(selection, finding_overlay(finding.of(selection)))
 
     def clear(event: Event, selection: Selection, finding: Finding) -> Iterator[Changes]:
         if finding.matches and not finding.of(selection).matches:
@@ -187,8 +182,8 @@ def _connect(tab: FindTab, search: gr.Button, opened: gr.Tab) -> None:
     inputs = [shared.selection, shared.regions, tab.everything.listed, tab.everything.most, tab.expression]
     for trigger in (search.click, tab.expression.submit):
         shared.connect(trigger, run, inputs, tab.outputs)
-    shared.connect(tab.table.select, select, seen, [shared.overlay], needs_model=False)
-    shared.connect(opened.select, redraw, seen, tab.outputs, needs_model=False)
+    shared.connect(tab.table.pick, pick, seen, [shared.overlay], needs_model=False)
+    opened.select(redraw, seen, shared.overlay, queue=False, show_progress="hidden", api_visibility="private")
     shared.connect(shared.opened.change, clear, seen, tab.outputs, needs_model=False)
 
 
@@ -197,4 +192,7 @@ def candidates_of(found: Sequence[Found], kept: Kept) -> list[Candidate]:
     own = [Candidate(region.shape, region.name) for region in kept.regions]
     same = overlap_kept(found, [region.shape.rle for region in kept.regions])
     numbered = enumerate(zip(found, same, strict=True), start=1)
-    return [*own, *(Candidate(region.shape, f"No. {number}") for number, (region, is_kept) in numbered if not is_kept)]
+    return [
+        *own,
+        *(Candidate(region.shape, f"{number}", region.label) for number, (region, is_kept) in numbered if not is_kept),
+    ]

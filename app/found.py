@@ -35,8 +35,9 @@ class Found:
 
     @property
     def label(self) -> str:
-        """What there is to say about it in few words."""
-        return self.caption or self.category
+        """What there is to say about it: the caption, after the category where that says something else."""
+        said = [self.category, self.caption]
+        return self.caption if self.category == self.caption.rstrip(".") else ": ".join(filter(None, said))
 
     def saying(self, caption: str, *, is_category: bool) -> "Found":
         """The same with the model's answer; a category that the user gave stays."""

@@ -118,7 +118,7 @@ def _part(mask: NDArray[np.bool_], height: int, width: int, index: int) -> Part:
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     columns = np.flatnonzero(mask[top:bottom].any(axis=0))
     left, right = int(columns[0]), int(columns[-1]) + 1
-    return mask[top:bottom, left:right].astype(bool), top, left
+    return np.ascontiguousarray(mask[top:bottom, left:right], dtype=bool), top, left
 
 
 def _paint_region(

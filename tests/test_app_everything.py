@@ -16,6 +16,7 @@ from app.everything import EverythingFound, describe, rows
 from app.found import Found, choose
 from app.questions import CATEGORY, DETAILED, SHORT
 from app.state import Shape
+from app.tables import Row, table_html
 from data_pipelines.__main__ import main as data_pipelines
 from data_pipelines.records import RecordFolder
 from osprey_tp.masks import to_mask, to_rle
@@ -126,7 +127,16 @@ def test_a_batch_says_what_single_questions_say():
 
 def test_rows_are_numbers_where_they_are_to_be_sorted():
     region = found(10, 20, 30, 40, score=0.87654, category="cup", caption="a cup")
-    assert rows([region], HEIGHT, WIDTH) == [[1, "a cup", "cup", 400, 8.33, "10, 20, 30, 40", 0.877]]
+    (row,) = rows([region], HEIGHT, WIDTH)
+    assert (row.cells, row.region) == ((1, "cup: a cup", 8.33, 400, 0.877, "10, 20, 30, 40"), "1")
+    said = ({"category": "cup", "caption": "cup."}, {"category": "cup"}, {})
+    assert [found(0, 0, 9, 9, **each).label for each in said] == ["cup.", "cup", ""]
+
+
+def test_a_table_escapes_what_the_model_says():
+    told = table_html(["No."], [Row(('<img src=x onerror="1">', 12345), '"><b>')])
+    assert "<img" not in told and "<b>" not in told and 'data-value="12345"' in told
+    assert table_html(["No."], []) == ""
 
 
 def coco(*annotations, images=({"id": 7, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH},), **more):

@@ -88,8 +88,8 @@ def test_a_region_that_is_kept_is_no_second_candidate():
     boxes = [(0, 0, 20, 20), (30, 30, 50, 50)]
     found = [Found.of(Shape.of(to_mask(rle(*box), HEIGHT, WIDTH))) for box in boxes]
     kept = Kept().adding(Shape.of(to_mask(rle(0, 0, 20, 19), HEIGHT, WIDTH)))
-    assert [candidate.name for candidate in candidates_of(found, kept)] == ["region1", "No. 2"]
-    assert [candidate.name for candidate in candidates_of(found, Kept())] == ["No. 1", "No. 2"]
+    assert [candidate.name for candidate in candidates_of(found, kept)] == ["region1", "2"]
+    assert [candidate.name for candidate in candidates_of(found, Kept())] == ["1", "2"]
     assert [candidate.name for candidate in candidates_of([], kept)] == ["region1"]
 
 
@@ -100,7 +100,7 @@ def test_the_best_matches_light_up_by_their_strength():
     finding = Finding("a.png", tuple(candidates_of(found, Kept())), tuple(matches))
     drawn = finding_overlay(finding).regions
     assert [region.strength for region in drawn] == pytest.approx([FAINTEST, 0.5, 1])
-    assert drawn[-1].name.startswith("No. 2") and "+1.00 nats" in drawn[-1].note
-    assert [row[:2] for row in match_rows(finding)] == [[1, "No. 2"], [2, "No. 3"], [3, "No. 1"], [4, "No. 4"]]
-    assert [region.name for region in finding_overlay(finding, rank=4).regions] == ["No. 4  0%"]
+    assert drawn[-1].name.startswith("2") and "+1.00 nats" in drawn[-1].note
+    assert [row.cells[:2] for row in match_rows(finding)] == [(1, "2"), (2, "3"), (3, "1"), (4, "4")]
+    assert [region.name for region in finding_overlay(finding, rank=4).regions] == ["4 0%"]
     assert not finding_overlay(Finding()).regions

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osprey_tp.drawing import draw_points, draw_regions, region_colour
+from osprey_tp.drawing import draw_points, draw_regions, line_width, region_colour
+from osprey_tp.labels import place_labels
 
 
 def disc(height=120, width=160, y=60, x=80, radius=30):
@@ -84,3 +85,21 @@ def test_counts_and_sizes_are_checked():
         draw_regions(image, [disc(), disc().T])
     with pytest.raises(ValueError, match="1 masks, 2 names, 1 colours"):
         draw_regions(image, [disc()], ["a", "b"])
+
+
+def test_labels_make_room_for_each_other_and_stay_in_the_picture():
+    boxes = [(60 + 6 * index, 50, 64 + 6 * index, 60) for index in range(12)] + [(0, 0, 160, 120)]
+    regions = [(np.ones((y1 - y0, x1 - x0), bool), y0, x0) for x0, y0, x1, y1 in boxes]
+    plates = [plate.rectangle for plate in place_labels(regions, [(14, 10)] * 13, 120, 160, gap=2)]
+    for index, (x0, y0, x1, y1) in enumerate(plates):
+        assert 0 <= x0 < x1 <= 160 and 0 <= y0 < y1 <= 120
+        assert all(x1 <= a0 or a1 <= x0 or y1 <= b0 or b1 <= y0 for a0, b0, a1, b1 in plates[:index])
+
+
+@pytest.mark.parametrize("side", [400, 1500])
+def test_outlines_grow_with_the_picture_whatever_the_memory_order(side):
+    mask = disc(side, side, side // 2, side // 2, side // 4)
+    drawn = draw_regions(Image.new("RGB", (side, side), (120, 120, 120)), [np.asfortranarray(mask)])
+    row = np.asarray(drawn)[side // 2]
+    dark, light = (row < 30).all(-1).sum(), (row == 255).all(-1).sum()
+    assert dark == 2 * line_width(side, side) <= light <= dark + 2
