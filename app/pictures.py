@@ -32,7 +32,7 @@ _GONE = (-1, -1)
 
 
 class Describer(Protocol):
-    """What the app needs of `osprey_tp.sessions.RegionDescriber`."""
+    """What the app needs of `osprey_tp.describer.RegionDescriber`."""
 
     def open(self, image: Any) -> ImageSession:
         """Encodes a picture once and returns the session that answers about it."""

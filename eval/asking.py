@@ -38,7 +38,7 @@ class Session(Protocol):
 
 
 class Describer(Protocol):
-    """What is needed of an `osprey_tp.sessions.RegionDescriber`."""
+    """What is needed of an `osprey_tp.describer.RegionDescriber`."""
 
     def open(self, image: Any, overview: str = ...) -> Session:
         """Encode the picture once."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eval.questions import Records
 
 if TYPE_CHECKING:
-    from osprey_tp.sessions import RegionDescriber
+    from osprey_tp.describer import RegionDescriber
 
 WEIGHTS = "model*.safetensors"
 
@@ -59,7 +59,7 @@ def load_describer(folder: Path, device: str | None = None, dtype: str | None = 
         OSError: the folder or a part of it is missing.
     """
     _require_region_encoder(folder)
-    from osprey_tp.sessions import RegionDescriber
+    from osprey_tp.describer import RegionDescriber
 
     return RegionDescriber.from_pretrained(folder, own_device(device), dtype)
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from osprey_tp.configuration import OspreyTPConfig
+    from osprey_tp.describer import RegionDescriber
     from osprey_tp.image_processing import OspreyTPImageProcessor
     from osprey_tp.modeling import OspreyTPForConditionalGeneration, OspreyTPModel
     from osprey_tp.processing import OspreyTPProcessor
-    from osprey_tp.sessions import ImageSession, RegionDescriber
+    from osprey_tp.sessions import ImageSession
     from osprey_tp.tiling import TilePlan, Tiling
 
 _HOME_OF = {
@@ -24,7 +25,7 @@ _HOME_OF = {
     "OspreyTPImageProcessor": "image_processing",
     "OspreyTPModel": "modeling",
     "OspreyTPProcessor": "processing",
-    "RegionDescriber": "sessions",
+    "RegionDescriber": "describer",
     "TilePlan": "tiling",
     "Tiling": "tiling",
 }

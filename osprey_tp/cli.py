@@ -71,7 +71,7 @@ def describe(options: argparse.Namespace) -> str:
 def _ask(options: argparse.Namespace, image: Image, region: dict[str, Any], question: str) -> str:
     from transformers.utils import logging
 
-    from osprey_tp.sessions import RegionDescriber
+    from osprey_tp.describer import RegionDescriber
 
     logging.disable_progress_bar()
     session = RegionDescriber.from_pretrained(options.model, device=options.device).open(image)

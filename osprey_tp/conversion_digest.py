@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from osprey_tp.describer import RegionDescriber
 from osprey_tp.prompts import CAPTION_QUESTION, CATEGORY_QUESTION, OVERVIEW
-from osprey_tp.sessions import RegionDescriber
 
 _HEIGHT, _WIDTH = 400, 600
 _NEW_TOKENS = 8

@@ -54,7 +54,7 @@ def without_unread_layers(model: OspreyTPModel) -> OspreyTPModel:
 
     A tower whose layers are not in `encoder.layers` stays as it is.
     """
-    tower, read = model.vision_tower, max(model.config.feature_layers)
+    tower, read = model.vision_tower, max(model.config.feature_layers or ())
     layers = getattr(getattr(tower, "encoder", None), "layers", None)
     if not isinstance(layers, nn.ModuleList) or read >= len(layers):
         return model

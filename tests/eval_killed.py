@@ -11,7 +11,7 @@ import torch
 
 from eval.__main__ import main
 from eval.predictions import PredictionLog, line_of
-from osprey_tp.sessions import RegionDescriber
+from osprey_tp.describer import RegionDescriber
 
 torch.set_num_threads(1)
 assert RegionDescriber

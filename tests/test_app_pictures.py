@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from app.pictures import OpenPicture, PictureCache
+from osprey_tp.describer import RegionDescriber
 from osprey_tp.grabcut import GrabCutSegmenter
-from osprey_tp.sessions import RegionDescriber
 
 from .tiny_models import tiny_model
 

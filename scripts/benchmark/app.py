@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from segment_anything.modeling import Sam
 
+    from osprey_tp.describer import RegionDescriber
     from osprey_tp.segmenters import Segmenter
-    from osprey_tp.sessions import ImageSession, RegionDescriber
+    from osprey_tp.sessions import ImageSession
 
 HEIGHT, WIDTH = 1200, 1600
 FIRST_CLICK, SECOND_CLICK = (WIDTH / 2, HEIGHT / 2), (WIDTH / 4, HEIGHT / 3)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eval.asking import Asking
     from eval.questions import Question
-    from osprey_tp.sessions import RegionDescriber
+    from osprey_tp.describer import RegionDescriber
 
 TASK = "referring-classification"
 LEAST_SECONDS = 1e-9
@@ -230,9 +230,9 @@ def _describer(options: argparse.Namespace) -> RegionDescriber:
 
     from eval.tasks import TASKS
     from osprey_tp.configuration import OspreyTPConfig
+    from osprey_tp.describer import RegionDescriber
     from osprey_tp.modeling import OspreyTPForConditionalGeneration
     from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
-    from osprey_tp.sessions import RegionDescriber
     from scripts.tiny_tokenizer import train_tiny_tokenizer
 
     tokenizer = train_tiny_tokenizer([chat_template("vicuna_v1"), *(task.question for task in TASKS.values())])

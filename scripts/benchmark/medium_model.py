@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from osprey_tp.sessions import RegionDescriber
+    from osprey_tp.describer import RegionDescriber
 
 MEDIUM_VISION: dict[str, Any] = {
     "model_type": "clip_vision_model",
@@ -58,10 +58,10 @@ def random_describer(
     import torch
 
     from osprey_tp.configuration import OspreyTPConfig
+    from osprey_tp.describer import RegionDescriber
     from osprey_tp.modeling import OspreyTPForConditionalGeneration
     from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
     from osprey_tp.prompts import CATEGORY_QUESTION, OVERVIEW
-    from osprey_tp.sessions import RegionDescriber
     from osprey_tp.training.estimation_start import SIZES
     from scripts.tiny_tokenizer import train_tiny_tokenizer
 
@@ -70,7 +70,7 @@ def random_describer(
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     choices = {"region_pooling": "published"} | token_ids | choices
     if size == "medium":
-        parts = {"vision_config": MEDIUM_VISION, "text_config": MEDIUM_TEXT} | choices
+        parts: dict[str, Any] = {"vision_config": MEDIUM_VISION, "text_config": MEDIUM_TEXT} | choices
         parts["text_config"] = {**parts["text_config"], "vocab_size": len(tokenizer)}
         config = OspreyTPConfig(**parts)
     else:

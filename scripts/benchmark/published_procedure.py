@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from osprey_tp.sessions import RegionDescriber
+    from osprey_tp.describer import RegionDescriber
     from osprey_tp.tiling import TilePlan
 
 

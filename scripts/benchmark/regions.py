@@ -37,7 +37,7 @@ from scripts.benchmark.measuring import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from osprey_tp.sessions import RegionDescriber
+    from osprey_tp.describer import RegionDescriber
 
 HEIGHT, WIDTH = 480, 720
 NEW_TOKENS = 10

@@ -30,7 +30,8 @@ from scripts.benchmark.measuring import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from osprey_tp.sessions import ImageSession, RegionDescriber
+    from osprey_tp.describer import RegionDescriber
+    from osprey_tp.sessions import ImageSession
 
 FIRST_WORDS = ("small", "large", "red", "old", "wooden", "striped", "round", "open", "wet", "toy")
 LAST_WORDS = ("dog", "wine glass", "bench", "potted plant", "traffic light", "bear", "dining table", "kite")
