@@ -5,10 +5,13 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 USERS_VARIABLE, KEY_VARIABLE = "OSPREY_TP_AUTH", "OSPREY_TP_API_KEY"
+UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,6 +100,28 @@ def run(options: argparse.Namespace) -> None:
     api_key = options.api_key or os.environ.get(KEY_VARIABLE) or None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
+    with own_upload_folder():
+        load_and_serve(options, users, api_key)
+
+
+@contextmanager
+def own_upload_folder() -> Iterator[None]:
+    """A folder for what is uploaded to this app alone: Gradio's own is that of all apps on a machine, and the first of
+    them that ends deletes the files that it has in common with others.
+    """
+    before = os.environ.get(UPLOADS_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="osprey_tp-app-") as folder:
+        os.environ[UPLOADS_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[UPLOADS_VARIABLE]
+            if before is not None:
+                os.environ[UPLOADS_VARIABLE] = before
+
+
+def load_and_serve(options: argparse.Namespace, users: Sequence[tuple[str, str]], api_key: str | None) -> None:
+    """Loads what the command line names, now that everything cheap is checked, and serves it until stopped."""
     try:
         from app.interface import build_interface, find_examples
         from app.server import Access, serve, start
