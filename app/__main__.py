@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--segmenter",
         default="grabcut",
         metavar="NAME[:PATH]",
-        help="what turns a click into a mask: grabcut, or sam:CHECKPOINT (default: %(default)s)",
+        help="what turns a click into a mask: grabcut, or sam:PATH (a file or a folder) (default: %(default)s)",
     )
     parser.add_argument("--examples", type=Path, metavar="DIR", help="folder of pictures to pick from")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from osprey_tp.drawing import Colour
 from osprey_tp.segmenters import Box, Point
 
-SHOWN_SIDE = 1600  # pixels of the picture's longer side beyond which nobody sees details of an outline
+SHOWN_SIDE = 1600  # pixels of the picture's longer side, beyond which an outline is exact enough
+DEVIATION = 1 / 1000  # of a simplified outline from the mask's, as a share of the picture's longer side
 LEAST_LENGTH = 1 / 300  # of an outline's part, as a share of the picture's longer side; shorter ones are left out
 
 
@@ -81,7 +82,7 @@ def trace(mask: NDArray[np.bool_]) -> Outline:
     least = min(max(sizes), parts * longer * LEAST_LENGTH)
     path = ""
     for contour in (contour for contour, size in zip(contours, sizes, strict=True) if size >= least):
-        points = cv2.approxPolyDP(contour, parts * longer / SHOWN_SIDE, closed=True)[:, 0]
+        points = cv2.approxPolyDP(contour, parts * longer * DEVIATION, closed=True)[:, 0]
         path += _closed_path((points + 0.5) / parts + (left, top))
     anchor_x, anchor_y = _inmost(window)
     return Outline(path, (left + anchor_x, top + anchor_y))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from app.overlay import Stroke
 from app.state import Prompt, Shape
 from osprey_tp.segmenters import Point, SegmentedImage
+from osprey_tp.strokes import touched_by_strokes
 
 MOST_POINTS = 100
 MOST_VERTICES = 20_000  # over all strokes
@@ -71,19 +72,13 @@ def paint(strokes: Sequence[Stroke], height: int, width: int) -> NDArray[np.bool
 
     Raises `ValueError` if they leave nothing.
     """
-    import cv2
-
-    fraction_bits = 4
-    mask = np.zeros((height, width), np.uint8)
+    mask = np.zeros((height, width), bool)
     for stroke in strokes:
-        # A pixel's centre is at 0.5 in the picture's frame, and at 0 in OpenCV's.
-        corners = stroke.points if len(stroke.points) > 1 else stroke.points * 2
-        points = np.round((np.asarray(corners) - 0.5) * 2**fraction_bits).astype(np.int32)
-        value, thickness = int(stroke.positive), max(1, round(stroke.width))
-        cv2.polylines(mask, [points], isClosed=False, color=value, thickness=thickness, shift=fraction_bits)
+        touched = touched_by_strokes([stroke.points], stroke.width / 2, height, width)
+        mask = mask | touched if stroke.positive else mask & ~touched
     if not mask.any():
         raise ValueError("the strokes leave no region: paint over the object")
-    return mask.astype(bool)
+    return mask
 
 
 def _point(point: Any) -> Point:

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--segmenter",
         default="grabcut",
         metavar="NAME[:PATH]",
-        help="what finds the object under --point: grabcut, or sam:CHECKPOINT (default: %(default)s)",
+        help="what finds the object under --point: grabcut, or sam:PATH (a file or a folder) (default: %(default)s)",
     )
     describe.add_argument("--question", default=CATEGORY_QUESTION, help="holds one <mask> (default: %(default)s)")
     describe.add_argument("--max-new-tokens", type=int, default=64, help="limit of the answer (default: %(default)s)")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from osprey_tp.colour_areas import colour_areas
-from osprey_tp.mask_selection import SAME_OBJECT_IOU, affordable, encode_masks, select_masks, times_found
+from osprey_tp.mask_selection import SAME_OBJECT_IOU, affordable, distinct, encode_masks, select_masks, times_found
 from osprey_tp.segmenters import Box, Candidate, Point, check_prompts
 
 Mask = NDArray[np.bool_]
@@ -136,7 +136,7 @@ class GrabCutImage:
                 mask = self._refined(mask, np.zeros((0, 2)), np.zeros(0, bool), None)
             if mask.any():
                 found.append(Candidate(mask, float(scores[index])))
-        return found
+        return distinct(found)
 
     def _windows(self, positions: NDArray[np.float64], box: Box | None) -> list[Window]:
         """Windows of several sizes around the positive points; around the box, one with room on every side."""

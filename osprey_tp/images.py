@@ -1,6 +1,7 @@
 """Pictures from outside: every form a picture comes in becomes one RGB picture, or one line that says why not."""
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +31,11 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 _SIXTEEN_BIT_TO_EIGHT = 257
+_ROWS_AT_A_TIME = 256
 _ON_ITS_SIDE = (5, 6, 7, 8)
 """Values of EXIF's orientation that swap height and width."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `check_pixels` refuses, in words
 
 
 def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -116,22 +120,31 @@ def decoding(name: str) -> Iterator[None]:
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
+    """A new RGB picture; of every step's result, at most two are held at a time besides the source."""
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         return _sixteen_bit_to_rgb(picture, name)
     if picture.mode == "F":
         return _array_to_rgb(np.asarray(picture), picture.height * picture.width, name)
     if picture.has_transparency_data:
-        opaque = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(opaque, picture.convert("RGBA")).convert("RGB")
+        see_through = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        opaque = Image.new("RGB", picture.size, "white")
+        opaque.paste(see_through, mask=see_through)
+        return opaque
     return picture.convert("RGB")
 
 
 def _sixteen_bit_to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    values = np.asarray(picture).astype(np.int64)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError(f"{name} has integers from {values.min()} to {values.max()}, expected 16 bits (0 to 65535)")
-    return Image.fromarray(np.round(values / _SIXTEEN_BIT_TO_EIGHT).astype(np.uint8)).convert("RGB")
+    values = np.asarray(picture)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 0xFFFF:
+        raise ValueError(f"{name} has integers from {low} to {high}, expected 16 bits (0 to 65535)")
+    eight_bits = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), _ROWS_AT_A_TIME):
+        rows = slice(row, row + _ROWS_AT_A_TIME)
+        eight_bits[rows] = np.round(values[rows] / _SIXTEEN_BIT_TO_EIGHT)
+    return Image.fromarray(eight_bits).convert("RGB")
 
 
 def _channels_last(tensor: Any) -> np.ndarray:

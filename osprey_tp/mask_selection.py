@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from osprey_tp.segmenters import Candidate
+
 RunLengths = dict[str, Any]
 """COCO's compressed encoding of one mask: {"size": [height, width], "counts": bytes}."""
 
@@ -65,9 +67,9 @@ def select_masks(encoded: Sequence[RunLengths], scores: NDArray[np.floating], mo
         return []
     height, width = encoded[0]["size"]
     shares = np.array([float(coco_mask.area(mask)) for mask in encoded]) / (height * width)
-    plausible = np.flatnonzero((shares >= SMALLEST_SHARE) & (shares <= LARGEST_SHARE))
+    plausible: list[int] = np.flatnonzero((shares >= SMALLEST_SHARE) & (shares <= LARGEST_SHARE)).tolist()
     kept = distinct_masks([encoded[index] for index in plausible], np.asarray(scores)[plausible], most)
-    return [int(plausible[index]) for index in kept]
+    return [plausible[index] for index in kept]
 
 
 def distinct_masks(
@@ -82,6 +84,15 @@ def distinct_masks(
         if len(left):
             left = left[mask_ious([encoded[index] for index in left], [encoded[best]])[:, 0] < SAME_OBJECT_IOU]
     return kept
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates of one picture, best first, without those that show what a better one shows.
+
+    Masks that differ where they were proposed, at a small size, may agree once they are enlarged.
+    """
+    encoded = [encode_masks(candidate.mask[None])[0] for candidate in candidates]
+    return [candidates[index] for index in distinct_masks(encoded, [candidate.score for candidate in candidates])]
 
 
 def mask_ious(first: Sequence[RunLengths], second: Sequence[RunLengths]) -> NDArray[np.float64]:

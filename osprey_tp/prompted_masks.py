@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from osprey_tp.mask_selection import RunLengths, affordable, encode_masks, select_masks
+from osprey_tp.mask_selection import RunLengths, affordable, distinct, encode_masks, select_masks
 from osprey_tp.segmenters import Box, Candidate, Point, check_prompts
 
 CLICKS_A_SIDE = {"cpu": 16}
@@ -82,7 +82,7 @@ class PromptedImage(ABC):
             encoded.extend(encode_masks((shown[good] > 0).cpu().numpy()))
             scores.extend(estimates[good].tolist())
         kept = select_masks(encoded, np.array(scores), most)
-        return [found for index in kept for found in self._candidates(proposed[index][None], [scores[index]])]
+        return distinct([found for i in kept for found in self._candidates(proposed[i][None], [scores[i]])])
 
     @abstractmethod
     def _decode(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 import transformers
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 from osprey_tp.prompted_masks import PromptedImage, widened_pixels
 from osprey_tp.segmenters import VIT_SIZES, one_line

@@ -15,7 +15,19 @@ _FRACTION_BITS = 4  # OpenCV takes positions as integers with so many binary pla
 
 
 def mask_of_strokes(strokes: Sequence[Sequence[Point]], radius: float, height: int, width: int) -> NDArray[np.bool_]:
-    """Boolean mask (height, width) of what a round brush touches on its way along the strokes.
+    """The region that strokes paint; see `touched_by_strokes`.
+
+    Raises:
+        ValueError: Also if no pixel of the picture is touched.
+    """
+    mask = touched_by_strokes(strokes, radius, height, width)
+    if not mask.any():
+        raise ValueError(f"no stroke touches the picture of {width}x{height} pixels; draw on the picture")
+    return mask
+
+
+def touched_by_strokes(strokes: Sequence[Sequence[Point]], radius: float, height: int, width: int) -> NDArray[np.bool_]:
+    """Boolean mask (height, width) of what a round brush touches on its way along the strokes; may be empty.
 
     Args:
         strokes: Polylines of (x, y) in source pixels, which may leave the picture; a single point is a dot.
@@ -24,8 +36,7 @@ def mask_of_strokes(strokes: Sequence[Sequence[Point]], radius: float, height: i
         width: Of the picture in source pixels.
 
     Raises:
-        ValueError: If a number is not finite, the radius is not above 0 or above `LARGEST_RADIUS`, or no pixel of the
-            picture is touched.
+        ValueError: If a number is not finite, or the radius is not above 0 or above `LARGEST_RADIUS`.
     """
     if not 0 < radius <= LARGEST_RADIUS:
         raise ValueError(f"the brush's radius must be above 0 and at most {LARGEST_RADIUS} pixels, not {radius:g}")
@@ -33,10 +44,7 @@ def mask_of_strokes(strokes: Sequence[Sequence[Point]], radius: float, height: i
     starts = np.concatenate([np.zeros((0, 2)), *(line[:1] for line in polylines), *(line[:-1] for line in polylines)])
     ends = np.concatenate([np.zeros((0, 2)), *(line[:1] for line in polylines), *(line[1:] for line in polylines)])
     starts, ends = _clipped(starts, ends, radius + 1, height, width)
-    mask = _drawn(starts, ends, radius, height, width)
-    if not mask.any():
-        raise ValueError(f"no stroke touches the picture of {width}x{height} pixels; draw on the picture")
-    return mask
+    return _drawn(starts, ends, radius, height, width)
 
 
 def _positions(stroke: Sequence[Point], number: int) -> NDArray[np.float64]:

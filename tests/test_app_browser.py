@@ -156,8 +156,7 @@ def test_a_conversation_about_two_regions(page, folder):
     expect(page.locator("#chat .model:not(.unfinished)")).to_have_text(first, use_inner_text=True)
     page.get_by_label("Remove region1").click()
     expect(region(page, "region1")).to_have_count(0)
-    page.locator("#message textarea").fill("And region9?")
-    page.locator("#send").click()
+    send(page, "And region9?")
     expect(page.locator("#status .error")).to_contain_text("region9, but the regions are: region1, region2")
 
 
@@ -169,12 +168,11 @@ def test_an_answer_streams_and_is_stopped(page, folder):
         """() => { window.seen = []; new MutationObserver(() => {
             const text = document.querySelector("#chat .model")?.innerText;
             if (text && text !== window.seen.at(-1)) window.seen.push(text);
-            if (window.seen.length === 4) document.querySelector("#stop").click();
+            if (window.seen.length === 2) document.querySelector("#stop").click();
         }).observe(document.querySelector("#chat"), {subtree: true, childList: true, characterData: true}); }"""
     )
     expect(page.locator("#stop")).to_be_hidden()
-    page.locator("#message textarea").fill("Tell me everything.")
-    page.locator("#send").click()
+    send(page, "Tell me everything.")
     expect(status(page)).to_have_text("Stopped.")
     expect(page.locator("#stop")).to_be_hidden()
     expect(page.locator("#chat .model.unfinished")).to_have_count(1)
@@ -182,8 +180,7 @@ def test_an_answer_streams_and_is_stopped(page, folder):
     # A piece may end within a character of several bytes, which is not decoded yet.
     assert all(later.startswith(earlier.rstrip("\ufffd")) for earlier, later in itertools.pairwise(seen))
     said = page.locator("#chat .model").inner_text()
-    page.locator("#message textarea").fill("Go on.")
-    page.locator("#send").click()
+    send(page, "Go on.")
     expect(page.locator("#chat .model")).to_have_count(2)
     assert page.locator("#chat .model").first.inner_text() == said
 
@@ -202,20 +199,21 @@ def test_a_new_picture_and_a_closed_page_end_a_running_answer(page, folder, brow
     with visiting(browser, address) as other:
         upload(other, folder / "large.png")
         begin_long_answer(other)
-        begin_long_answer(page, waits=True)
+        send(page, "Tell me everything.")
     expect(page.locator("#chat .model:not(.unfinished)")).to_have_count(1)
     wait_until(lambda: not health(address)["busy"])
     assert health(address)["waiting_requests"] == 0
     expect(page.locator("#chat .turn")).to_have_count(2)  # and nothing of the other page's
 
 
-def begin_long_answer(page: Page, waits: bool = False) -> None:
-    page.locator("#message textarea").fill("Tell me everything.")
+def begin_long_answer(page: Page) -> None:
+    send(page, "Tell me everything.")
+    expect(page.locator("#chat .model")).not_to_have_text("")
+
+
+def send(page: Page, message: str) -> None:
+    page.locator("#message textarea").fill(message)
     page.locator("#send").click()
-    if waits:
-        expect(status(page)).to_have_text("One request is ahead of yours …")
-    else:
-        expect(page.locator("#chat .model.unfinished")).not_to_have_text("")
 
 
 def health(address: str) -> dict:

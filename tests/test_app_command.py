@@ -21,7 +21,7 @@ def test_help_is_quick():
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "app", "--help"], capture_output=True, text=True, check=True)
     assert time.monotonic() - started < 1
-    assert "--segmenter" in done.stdout and "sam:CHECKPOINT" in done.stdout
+    assert "--segmenter" in done.stdout and "sam:PATH" in done.stdout
 
 
 def refusal(capsys, *arguments) -> str:

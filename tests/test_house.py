@@ -37,6 +37,7 @@ COMMANDS = (
     "scripts.merge",
     "scripts.export_parts",
     "scripts.benchmark",
+    "scripts.benchmark app",
     "scripts.benchmark eval",
     "scripts.benchmark prepare",
     "scripts.benchmark regions",

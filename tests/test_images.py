@@ -1,9 +1,14 @@
+import struct
+import subprocess
+import sys
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from osprey_tp.images import load_image
+from osprey_tp.images import load_image, picture_size
 
 from .golden_recipe import image
 
@@ -183,3 +188,95 @@ class TestBadPictures:
         path.write_bytes(b"P6 60000 60000 255\n")
         with pytest.raises(ValueError, match=r"bomb\.ppm"):
             load_image(path)
+
+
+class TestUploads:
+    """What people upload to the app, by the names of the files."""
+
+    @pytest.mark.parametrize("name", ["animation.gif", "animation.webp", "animation.png"])
+    def test_of_animations_the_first_frame_is_taken(self, tmp_path, name):
+        frames = [Image.new("RGB", (20, 12), colour) for colour in ("red", "blue", "green")]
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100)
+        assert_picture(load_image(tmp_path / name), np.full((12, 20, 3), (255, 0, 0)), tolerance=3)
+
+    def test_of_a_phone_s_pair_of_pictures_the_first_is_taken(self, tmp_path):
+        first, second = Image.new("RGB", (24, 16), "red"), Image.new("RGB", (24, 16), "blue")
+        first.save(tmp_path / "pair.jpg", format="MPO", save_all=True, append_images=[second])
+        with Image.open(tmp_path / "pair.jpg") as written:
+            assert written.format == "MPO"
+        assert_picture(load_image(tmp_path / "pair.jpg"), np.full((16, 24, 3), (255, 0, 0)), tolerance=3)
+        assert picture_size(tmp_path / "pair.jpg") == (16, 24)
+
+    def test_a_phone_s_photo_is_turned_upright(self, tmp_path):
+        upright = np.zeros((40, 24, 3), np.uint8)
+        upright[:20] = 255
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = 6
+        Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+        assert_picture(load_image(tmp_path / "photo.jpg"), upright, tolerance=12)
+        assert picture_size(tmp_path / "photo.jpg") == (40, 24)
+
+    def test_half_seen_colours_over_white_are_those_of_arithmetic(self, tmp_path):
+        rgba = np.random.default_rng(0).integers(0, 256, (30, 40, 4), dtype=np.uint8)
+        Image.fromarray(rgba).save(tmp_path / "glass.png")
+        share = rgba[..., 3:] / 255
+        assert_picture(load_image(tmp_path / "glass.png"), np.round(rgba[..., :3] * share + 255 * (1 - share)), 1)
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("drawing.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect/></svg>'),
+            ("letter.png", b"Dear Sir or Madam,\n"),
+            ("nothing.jpg", b""),
+            ("page.pdf", b"%PDF-1.4\n1 0 obj\n<< >>\nendobj\n"),
+            ("program.png", b"\x7fELF\x02\x01\x01" + bytes(64)),
+        ],
+    )
+    def test_what_is_no_picture_is_told_in_one_line(self, tmp_path, name, content):
+        (tmp_path / name).write_bytes(content)
+        for read in (load_image, picture_size):
+            with pytest.raises(ValueError, match=rf"picture .*{name} cannot be read") as caught:
+                read(tmp_path / name)
+            assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+    def test_a_line_of_pixels_is_a_picture(self, tmp_path, size):
+        grey = np.random.default_rng(0).integers(0, 256, size[::-1], dtype=np.uint8)
+        Image.fromarray(grey).save(tmp_path / "line.png")
+        assert_picture(load_image(tmp_path / "line.png"), np.repeat(grey[..., None], 3, axis=2))
+
+    def test_a_small_file_that_unpacks_to_gigabytes_is_refused_by_its_header(self, tmp_path):
+        for sides, message in (((20_000, 20_000), "cannot be read|pixels, the limit"), ((10_001, 10_000), "the limit")):
+            header = struct.pack(">IIBBBBB", *sides, 8, 2, 0, 0, 0)
+            content = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"")
+            (tmp_path / "bomb.png").write_bytes(content)
+            with pytest.raises(ValueError, match=message) as caught:
+                load_image(tmp_path / "bomb.png")
+            assert "bomb.png" in str(caught.value) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("mode", ["RGB", "I;16"])
+    def test_100_megapixels_are_read_in_bounded_memory_and_without_a_word(self, tmp_path, mode):
+        Image.new(mode, (10_000, 10_000), 7 if mode == "I;16" else (7, 8, 9)).save(
+            tmp_path / "large.png", compress_level=1
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", READ_AND_MEASURE, tmp_path / "large.png"], capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        size, grown_mib = done.stdout.splitlines()
+        assert size == "(10000, 10000)"
+        assert int(grown_mib) < 900  # Pillow holds four bytes a pixel: the file's picture and the one returned
+
+
+# Reads a picture and prints its size, and by how many MiB the process grew at most.
+READ_AND_MEASURE = """
+import resource, sys
+from osprey_tp.images import load_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(load_image(sys.argv[1]).size)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

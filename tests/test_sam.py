@@ -21,6 +21,7 @@ from osprey_tp.sam_transformers import FAMILIES as FAMILY_TABLE
 from osprey_tp.sam_transformers import TransformersSegmenter
 from osprey_tp.segmenters import load_segmenter
 
+from .app_fakes import User
 from .drawn_shapes import drawn, iou
 from .tiny_segmenters import confident_sam, save_tiny_family, tiny_sam
 
@@ -110,11 +111,6 @@ def confident(tmp_path_factory) -> SamSegmenter:
     return load_segmenter(f"sam:{path}")
 
 
-def grid_of_clicks(width: int, height: int) -> list[tuple[float, float]]:
-    shares = (np.arange(CLICKS_A_SIDE["cpu"]) + 0.5) / CLICKS_A_SIDE["cpu"]
-    return [(x * width, y * height) for y in shares for x in shares]
-
-
 def test_everything_is_what_the_package_finds_at_a_grid_of_clicks(confident, monkeypatch):
     runs = []
     encode = ImageEncoderViT.forward
@@ -125,16 +121,18 @@ def test_everything_is_what_the_package_finds_at_a_grid_of_clicks(confident, mon
     assert runs == [1]
     predictor = SamPredictor(confident_sam())
     predictor.set_image(np.array(image))
+    shares = (np.arange(CLICKS_A_SIDE["cpu"]) + 0.5) / CLICKS_A_SIDE["cpu"]
+    clicks = np.array([(x * image.width, y * image.height) for y in shares for x in shares])
     expected = set()
-    for click in grid_of_clicks(*image.size):
-        masks, scores, _ = predictor.predict(np.array([click]), np.array([1]))
-        expected |= {mask.tobytes() for mask, score in zip(masks, scores, strict=True) if score >= 0.88}
-    assert len(found) > 8 and len(few) == 3
-    agreeing = [candidate.mask.tobytes() in expected for candidate in found]
-    assert np.mean(agreeing) > 0.8  # a batch of clicks may give a pixel at the very edge another sign than one click
+    for batch in np.split(clicks, 4):
+        positions = torch.as_tensor(predictor.transform.apply_coords(batch, predictor.original_size)).float()[:, None]
+        masks, scores, _ = predictor.predict_torch(positions, torch.ones(len(batch), 1))
+        expected |= {mask.numpy().tobytes() for mask in masks[scores >= 0.88]}
+    assert len(found) > 8 and 1 < len(few) <= 3
+    assert all(candidate.mask.tobytes() in expected for candidate in found)
     for place, candidate in enumerate(found):
         assert 0.88 <= candidate.score <= 1 and candidate.mask.any()
-        assert all(iou(candidate.mask, other.mask) < 0.9 for other in found[:place])
+        assert all(iou(candidate.mask, other.mask) < 0.8 for other in found[:place])
     assert all(np.array_equal(one.mask, other.mask) for one, other in zip(few, found, strict=False))
 
 
@@ -221,22 +219,21 @@ def test_a_folder_answers_as_transformers_called_straightforwardly(folders, kind
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_a_folder_embeds_once_and_finds_everything(folders, kind, monkeypatch):
+def test_a_folder_embeds_once_and_finds_everything(folders, kind):
     segmenter = load_segmenter(f"sam:{folders[kind]}")
     name = {"sam": "Segment Anything", "sam_hq": "SAM-HQ", "sam2": "SAM 2", "sam3_tracker": "SAM 3"}[kind]
     assert segmenter.description == f"{name}, 0.1M parameters"
     runs = []
-    encoder = segmenter._model.vision_encoder
-    encoder.register_forward_hook(lambda *_: runs.append(1))
+    segmenter._model.vision_encoder.register_forward_hook(lambda *_: runs.append(1))
     image = drawn("star")[0]
     opened = segmenter.open(image)
     found = opened.everything(most=12)
     opened.segment([(5.0, 5.0)], [True])
     assert runs == [1]
-    assert len(found) == 12
+    assert 3 < len(found) <= 12
     masks = [candidate.mask for candidate in found]
     assert all(mask.shape == (200, 300) and mask.any() for mask in masks)
-    assert all(iou(mask, other) < 0.9 for place, mask in enumerate(masks) for other in masks[:place])
+    assert all(iou(mask, other) < 0.8 for place, mask in enumerate(masks) for other in masks[:place])
 
 
 @pytest.mark.parametrize("kind", ["sam", "sam2"])
@@ -323,3 +320,14 @@ def test_half_a_checkpoint_is_one_line(checkpoint, tmp_path):
         with pytest.raises(ValueError, match=rf"{path.name} is not a checkpoint of Segment Anything: .*\w") as caught:
             load_segmenter(f"sam:{path}")
         assert "\n" not in str(caught.value)
+
+
+def test_a_click_on_the_page_takes_the_way_through_segment_anything(confident, tmp_path):
+    image = drawn("star")[0]
+    image.save(tmp_path / "scene.png")
+    user = User(segmenter=confident).open(tmp_path / "scene.png").point((95, 95), (20, 20), labels=[True, False])
+    [expected] = confident.open(image).segment([(95.0, 95.0), (20.0, 20.0)], [True, False])
+    assert np.array_equal(user.selection.shape.mask, expected.mask)
+    assert user.answer.text == "a red triangle" and user.status.kind == "done"
+    candidates = confident.open(image).segment([(95.0, 95.0)], [True])
+    assert len(user.point((95, 95)).selection.candidates) == len(candidates) > 1

@@ -52,9 +52,7 @@ def add_reading(parser: argparse._ActionsContainer) -> None:
         help="a further file of the source, where it is not at its usual place",
     )
     parser.add_argument("--include-crowd", action="store_true", help="keep regions that stand for a crowd of things")
-    parser.add_argument(
-        "--segmenter", metavar="NAME[:CHECKPOINT]", help="make masks from boxes: grabcut, or sam:CHECKPOINT"
-    )
+    parser.add_argument("--segmenter", metavar="NAME[:PATH]", help="make masks from boxes: grabcut, or sam:PATH")
 
 
 def _named_path(text: str) -> tuple[str, Path]:

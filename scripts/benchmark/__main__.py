@@ -43,6 +43,7 @@ class Benchmark:
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
+    "app": Benchmark("app", "what a user of the app waits for: the second click on a picture, everything in it"),
     "eval": Benchmark("eval", "regions/s of the evaluation's runner against encoding the picture for every region"),
     "prepare": Benchmark("prepare", "preparing a COCO file of a million annotations, and opening the result"),
     "regions": Benchmark("regions", "answers about many regions of one picture, against the published procedure"),

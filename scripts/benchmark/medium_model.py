@@ -50,11 +50,9 @@ def medium_describer(seed: int = 0, **choices: Any) -> RegionDescriber:
     tokenizer = train_tiny_tokenizer([chat_template("vicuna_v1"), OVERVIEW, CATEGORY_QUESTION, *WORDS])
     token_ids = add_region_tokens(tokenizer)
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = OspreyTPConfig(
-        vision_config=MEDIUM_VISION,
-        text_config={**MEDIUM_TEXT, "vocab_size": len(tokenizer), **ends},
-        **({"region_pooling": "published"} | token_ids | choices),
-    )
+    text_config = {**choices.pop("text_config", MEDIUM_TEXT), "vocab_size": len(tokenizer), **ends}
+    defaults = {"vision_config": MEDIUM_VISION, "region_pooling": "published"}
+    config = OspreyTPConfig(text_config=text_config, **(defaults | token_ids | choices))
     torch.manual_seed(seed)
     model = OspreyTPForConditionalGeneration(config).eval()
     with torch.no_grad():
