@@ -129,7 +129,7 @@ def finding_overlay(finding: Finding, rank: int | None = None) -> Overlay:
         note = f"rank {number}, {match.share:.1%}, {match.evidence:+.2f} nats"
         drawn.append(
             DrawnRegion(
-                f"{candidate.name}  {match.share:.0%}",
+                drawn_name(finding, match),
                 candidate.shape.outline,
                 region_colour(number - 1),
                 strength,
