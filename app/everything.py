@@ -19,9 +19,9 @@ from app.state import Shape
 from app.tables import Row
 
 MOST_REGIONS = 64
-BATCH_SIZES = {CATEGORY: 32}
+BATCH_SIZES = {CATEGORY: 64}
 """Regions described at a time: many are fast, few tell sooner how it goes and can be stopped."""
-OTHER_BATCH_SIZE = 16
+OTHER_BATCH_SIZE = 32
 
 COLUMNS = ("No.", "Description", "Area (%)", "Area (px)", "Score", "Box (x0, y0, x1, y1)")
 
