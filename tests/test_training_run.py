@@ -122,8 +122,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     monkeypatch.setattr(StageTrainer, "training_step", original)
     assert train.main(settings(start, records, resumed)) == 0
     assert reproducible_log(resumed / "training_log.json") == reproducible_log(whole / "training_log.json")
+    found = weights(resumed)
     for name, value in weights(whole).items():
-        assert torch.equal(value, weights(resumed)[name]), name
+        assert torch.equal(value, found[name]), name
 
 
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
