@@ -30,6 +30,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from PIL import Image
+
 from .preloaded_stand_in import LENGTH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +62,7 @@ class Fork(NamedTuple):
 
 
 class Server:
-    """Forks on request. All of it is one thread, which waits for stand-ins and for the processes that they stand for."""
+    """Forks on request. One thread waits for stand-ins and for the processes that they stand for."""
 
     def __init__(self, address: str) -> None:
         self.listening = socket.socket(socket.AF_UNIX)
@@ -172,6 +174,41 @@ def run(arguments: Sequence[str]) -> None:
         exec(compile(what, "<string>", "exec"), vars(sys.modules["__main__"]))
 
 
+class Ending:
+    """The last of what a process does at its end: it leaves without giving back its memory, which takes seconds.
+
+    Attributes:
+        status: Exit status; negative the signal that ends it. None where the interpreter may go on to its end.
+    """
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        atexit.register(self.leave)  # before any other, hence called after all of them
+
+    def watch(self, arguments: Sequence[str]) -> None:
+        """Run something and note how it ends."""
+        self.status = 1
+        try:
+            run(arguments)
+            self.status = 0
+        except SystemExit as end:
+            self.status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            raise
+        except KeyboardInterrupt:
+            self.status = -signal.SIGINT
+            raise
+
+    def leave(self) -> None:
+        if self.status is None:
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self.status < 0:
+            signal.signal(-self.status, signal.SIG_DFL)
+            os.kill(os.getpid(), -self.status)
+        os._exit(self.status & 0xFF)
+
+
 @functools.cache
 def _served(*packages: str) -> Path:
     """Folder with the socket of a process that forks; it ends when this one does."""
@@ -207,23 +244,30 @@ def python(cold: Sequence[str] = (), packages: Sequence[str] = PACKAGES) -> str:
     return str(path)
 
 
-def main(address: str, *packages: str) -> None:
-    """Import the packages, say so, and fork on request until standard input ends."""
+def load(modules: Sequence[str]) -> None:
+    """Import them, and spare forks the search for garbage among what they made."""
     gc.disable()
-    for package in packages:
-        importlib.import_module(package)
+    for module in modules:
+        importlib.import_module(module)
+    Image.init()  # imports its formats
     gc.freeze()
     gc.enable()
+
+
+def main(address: str, *packages: str) -> None:
+    """Import the packages, say so, and fork on request until standard input ends."""
+    ending = Ending()
+    load(packages)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     server = Server(address)
     os.write(1, b"ready\n")
     fork = server.serve()
     if fork is None:
         server.close()
+        gc.unfreeze()  # nanobind takes what is frozen for leaked
         return
     become(fork)
-    del server
-    run(fork.request.arguments)
+    ending.watch(fork.request.arguments)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main(address: str, marks: str, interpreter: str, *given: str) -> int:
         os.execv(interpreter, [interpreter, *given])
     server = socket.socket(socket.AF_UNIX)
     server.connect(address)
-    files = [int(name) for name in os.listdir("/proc/self/fd")]
+    files = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
     files = [file for file in files if file != server.fileno() and os.path.exists(f"/proc/self/fd/{file}")]  # noqa: PTH110
     executable = os.path.join(marks, "python")  # noqa: PTH118
     request = repr((executable, arguments, unbuffered, files, os.getcwd(), dict(os.environ))).encode()  # noqa: PTH109

@@ -14,7 +14,8 @@ from . import preloaded
 ROOT = Path(__file__).resolve().parents[1]
 SURROUNDINGS = """
 import os, sys
-print(os.getcwd(), os.environ["COLOUR"], sys.argv, sys.stdin.read(), "colorsys" in sys.modules, "decimal" in sys.modules)
+print(os.getcwd(), os.environ["COLOUR"], sys.argv, sys.stdin.read())
+print("colorsys" in sys.modules, "netrc" in sys.modules)
 print("to here", file=sys.stderr)
 os.write(int(os.environ["FILE"]), str(os.getpid()).encode())
 sys.exit(7)
@@ -38,7 +39,7 @@ def test_surroundings_are_those_of_whoever_starts_it(python: str, tmp_path: Path
         text=True,
         pass_fds=[writing],
     )
-    assert done.stdout == f"{tmp_path} red ['-c', 'a b', 'ü'] said True False\n"
+    assert done.stdout == f"{tmp_path} red ['-c', 'a b', 'ü'] said\nTrue False\n"
     assert (done.returncode, done.stderr) == (7, "to here\n")
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
@@ -54,9 +55,25 @@ def test_modules_and_what_they_start_are_run_alike(python: str) -> None:
     assert done.returncode == 0 and done.stdout.startswith("usage:")
 
 
-def test_errors_are_told(python: str) -> None:
-    done = subprocess.run([python, "-c", "raise ValueError('no such picture')"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.endswith("ValueError: no such picture\n")
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("raise ValueError('no such picture')", 1, "ValueError: no such picture\n"),
+        ("import atexit; atexit.register(print, 'last'); raise SystemExit", 0, "last\n"),
+        (
+            "import threading, time; threading.Thread(target=lambda: time.sleep(0.1) or print('late')).start()",
+            0,
+            "late\n",
+        ),
+        ("raise SystemExit('error: 3 records')", 1, "error: 3 records\n"),
+        ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt\n"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+    ],
+)
+def test_it_ends_as_a_process_does(python: str, code: str, status: int, said: str) -> None:
+    for interpreter in (python, sys.executable):
+        done = subprocess.run([interpreter, "-c", code], capture_output=True, text=True)
+        assert done.returncode == status and (done.stdout + done.stderr).endswith(said)
 
 
 def test_no_two_draw_the_same(python: str) -> None:
@@ -73,13 +90,6 @@ def test_signals_reach_it(python: str, number: int) -> None:
         stand_in.send_signal(number)
         assert stand_in.wait(20) == -number
         assert stand_in.stdout.read() == b""  # ends when the process does
-    with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
-
-
-def test_a_kill_is_seen_by_whoever_started_it(python: str) -> None:
-    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    assert subprocess.run([python, "-c", code]).returncode == -signal.SIGKILL
 
 
 def test_a_cold_module_is_run_by_the_real_one_once(python: str) -> None:
