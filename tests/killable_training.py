@@ -16,7 +16,14 @@ import sys
 import traceback
 from pathlib import Path
 
+from . import preloaded
+
 ROOT = Path(__file__).resolve().parents[1]
+OF_A_RUN = (
+    *("data_pipelines.preflight", "osprey_tp.training.held_out", "osprey_tp.training.self_check"),
+    *("osprey_tp.training.start", "osprey_tp.training.trainer", "osprey_tp.training.trainer_arguments"),
+    *("scripts.held_out_page", "scripts.train"),
+)
 EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove"}
 
 
@@ -163,10 +170,7 @@ class WarmTraining:
 
 
 if __name__ == "__main__":
-    import importlib
-
-    for name in ("scripts.train", "osprey_tp.training.trainer", "data_pipelines.dataset", *sys.argv[1:]):
-        importlib.import_module(name)
+    preloaded.load((*preloaded.PACKAGES, *OF_A_RUN, *sys.argv[1:]))
     for line in sys.stdin:
         sys.stdout.write(json.dumps(train_in_children(json.loads(line))) + "\n")
         sys.stdout.flush()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import eval.captions
-from eval.captions import bleu_measures, caption_measures, meteor_measure, ptb_tokens, word_tokens
+from eval.captions import _meteor, bleu_measures, caption_measures, meteor_measure, ptb_tokens, word_tokens
 from eval.intervals import estimate
 from eval.metrics import ScoringOptions, score, summarise
 from eval.tasks import TASKS
@@ -78,7 +78,6 @@ def random_texts(seed: int, count: int = 30) -> tuple[dict[int, list[str]], dict
 
 def test_sums_of_counts_give_the_corpus_scores_of_the_package() -> None:
     from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.meteor.meteor import Meteor
 
     answers, references = random_texts(0)
     images = [str(index) for index in answers]
@@ -86,7 +85,7 @@ def test_sums_of_counts_give_the_corpus_scores_of_the_package() -> None:
     for order, measure in enumerate(bleu_measures(answers, references)):
         assert estimate(measure, images).value == pytest.approx(bleu[order], abs=1e-9)
         assert measure.values == pytest.approx(np.array(bleu_each[order]), abs=1e-9)
-    meteor, meteor_each = Meteor().compute_score(references, answers)
+    meteor, meteor_each = _meteor().compute_score(references, answers)
     measure = meteor_measure(answers, references)
     found = estimate(measure, images)
     assert found.value == pytest.approx(meteor, abs=1e-9)

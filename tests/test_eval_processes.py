@@ -30,6 +30,7 @@ from eval.shards import gather, part_of, share_of
 from eval.tasks import TASKS
 from eval.team import Team, TeammateGone, TeammateLost
 
+from . import preloaded
 from .eval_fakes import FakeDescriber, FakeSession, Records, knowing, make_data
 from .tiny_models import save_tiny_model
 
@@ -270,16 +271,16 @@ def test_batches_of_one_and_of_sixteen_answer_alike(folders: Path, alone: list[l
     assert lines(tmp_path) == alone
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
+def run(python: str, *command: str) -> subprocess.CompletedProcess[str]:
     surroundings = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=240
+        [python, "-m", *command], cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=240
     )
 
 
 def test_two_processes_answer_as_one(folders: Path, alone: list[list[str]], tmp_path: Path) -> None:
     launcher = ("torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "eval")
-    done = run(*launcher, *arguments(folders, tmp_path))
+    done = run(sys.executable, *launcher, *arguments(folders, tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert lines(tmp_path) == alone
     assert not list(tmp_path.glob("*rank*"))
@@ -290,7 +291,7 @@ def test_two_processes_answer_as_one(folders: Path, alone: list[list[str]], tmp_
 def test_a_run_killed_three_times_answers_as_one_that_was_not(
     folders: Path, alone: list[list[str]], tmp_path: Path
 ) -> None:
-    done = run("tests.eval_killed", "1,2,1", *arguments(folders, tmp_path, "--batch-size", "2"))
+    done = run(preloaded.python(), "tests.eval_killed", "1,2,1", *arguments(folders, tmp_path, "--batch-size", "2"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert lines(tmp_path) == alone
 

@@ -13,6 +13,8 @@ from osprey_tp.training.arguments import load_settings
 from scripts.quickstart import DEFAULT_OUT, HELD_OUT_SAMPLES, Plan, main, steps_of
 from scripts.steps import keys_of
 
+from . import preloaded
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -67,7 +69,8 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
 
 def test_a_trial_runs_every_command_once_and_leaves_a_model_and_a_report(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "scripts.quickstart", "--trial", "--scenes", "16", "--out", str(out)]
+    python = preloaded.python(cold=["scripts.pretrain_tiny_language_model", "scripts.quickstart_report"])
+    command = [python, "-m", "scripts.quickstart", "--trial", "--scenes", "16", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page = (out / "report.html").read_text("utf-8")
@@ -92,5 +95,5 @@ def test_a_trial_runs_every_command_once_and_leaves_a_model_and_a_report(tmp_pat
     asked = subprocess.run([sys.executable, "-m", "osprey_tp", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
     snippet = again.stdout[again.stdout.index("    from osprey_tp") :].replace("\n    ", "\n").strip()
-    python = subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
-    assert python.returncode == 0 and python.stdout.startswith("["), python.stderr
+    shown = subprocess.run([python, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and shown.stdout.startswith("["), shown.stderr

@@ -17,6 +17,7 @@ from data_pipelines.records import RegionRecord, Turn
 from data_pipelines.writing import RecordWriter
 from osprey_tp import OspreyTPForConditionalGeneration
 
+from . import preloaded
 from .test_training_run import write_records
 from .tiny_models import save_tiny_model, tiny_model
 
@@ -63,6 +64,7 @@ def folders(place: Path) -> list[str]:
 
 def launch(place: Path, name: str, variables: dict[str, str], *settings: str) -> Path:
     """What `bash scripts/stage3.sh` writes with these variables and settings."""
+    python = sys.executable if name == "one" else preloaded.python()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -73,7 +75,7 @@ def launch(place: Path, name: str, variables: dict[str, str], *settings: str) ->
             *("learning_rate=1e-3", f"max_steps={STEPS}", "log_every=1", "workers=0", *settings),
         ],
         cwd=ROOT,
-        env={**os.environ, **variables, "PYTHON": sys.executable, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        env={**os.environ, **variables, "PYTHON": python, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         | {"TORCH_EXTENSIONS_DIR": str(place / "extensions")},
         capture_output=True,
         text=True,

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +26,7 @@ from osprey_tp.training.trainer import StageTrainer
 from scripts import train
 from scripts.held_out_page import Asked, Panel, curves, page_of, ticks
 
+from . import preloaded
 from .test_training_collator import sample
 from .test_training_run import settings, weights, write_records
 from .tiny_models import save_tiny_model, tiny_model
@@ -400,7 +400,7 @@ def test_two_processes_watch_and_stop_together(
     if deepspeed is not None:
         (tmp_path / "zero.json").write_text(json.dumps(deepspeed))
         arguments.append(f"deepspeed={tmp_path / 'zero.json'}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [preloaded.python(), "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run(
         [*command, "-m", "tests.watching_under_torchrun", *arguments],
         cwd=ROOT,

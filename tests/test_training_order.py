@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import yaml
 
 from scripts import train
 
+from . import preloaded
 from .order_under_torchrun import run, run_interrupted
 from .test_training_run import settings, write_records
 from .tiny_models import save_tiny_model
@@ -60,7 +60,7 @@ def test_two_processes_see_the_order_of_one(start, mixture, tmp_path) -> None:
     alone = run([*arguments, f"output={tmp_path}/alone", "gradient_accumulation=2"])
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
+            *(preloaded.python(), "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"),
             *("-m", "tests.order_under_torchrun", str(tmp_path), "6", "5", *arguments),
         ],
         cwd=ROOT,

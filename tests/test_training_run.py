@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from osprey_tp import OspreyTPForConditionalGeneration, OspreyTPProcessor, Regio
 from osprey_tp.masks import to_rle
 from scripts import train
 
+from . import preloaded
 from .tiny_models import save_tiny_model, tiny_model
 from .training_logs import reproducible_log
 
@@ -122,8 +122,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     monkeypatch.setattr(StageTrainer, "training_step", original)
     assert train.main(settings(start, records, resumed)) == 0
     assert reproducible_log(resumed / "training_log.json") == reproducible_log(whole / "training_log.json")
+    found = weights(resumed)
     for name, value in weights(whole).items():
-        assert torch.equal(value, weights(resumed)[name]), name
+        assert torch.equal(value, found[name]), name
 
 
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(
@@ -173,7 +174,7 @@ def test_launchers_run_the_published_configuration_of_their_stage(number: int) -
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(
         ["bash", str(root / "scripts" / f"stage{number}.sh"), "batch_sise=4"],
-        env={**os.environ, "PYTHON": sys.executable, "PROCESSES": "1"},
+        env={**os.environ, "PYTHON": preloaded.python(), "PROCESSES": "1"},
         capture_output=True,
         text=True,
     )

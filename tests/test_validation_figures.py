@@ -18,6 +18,8 @@ from osprey_tp.masks import to_mask
 from .annotation_files import box_mask, compressed, rewrite_shard, write_picture
 from .tiny_models import save_tiny_model, tiny_processor_and_config
 
+DIALOGUES = 280
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
@@ -37,13 +39,13 @@ def words(rng: np.random.Generator) -> str:
 
 @pytest.fixture
 def dialogues(tmp_path) -> Path:
-    """700 random dialogues about 30 pictures of several sizes, and some of text alone."""
+    """Random dialogues about 30 pictures of several sizes, and some of text alone."""
     rng = np.random.default_rng(0)
     sizes = [(int(height), int(width)) for height, width in rng.integers(20, 120, (30, 2))]
     for number, size in enumerate(sizes):
         write_picture(tmp_path / "images", f"{number}.png", *size)
     with RecordWriter(tmp_path / "records", source="llava", image_root=tmp_path / "images") as writer:
-        for number in range(700):
+        for number in range(DIALOGUES):
             picture = int(rng.integers(30))
             height, width = sizes[picture]
             regions = [
@@ -95,7 +97,7 @@ def test_figures_are_those_of_an_independent_computation(dialogues, model, monke
         per_picture[record.image] += len(record.regions)
     figures = report["region_figures"]
     assert report["pictures"] == len(per_picture) == 30
-    assert report["language"]["text_only_records"] == 70
+    assert report["language"]["text_only_records"] == DIALOGUES // 10
     for name, values in (
         ("per_picture", list(per_picture.values())),
         ("per_record", [len(r.regions) for r in with_picture]),
@@ -159,4 +161,4 @@ def test_the_report_is_the_same_for_every_number_of_processes(dialogues, monkeyp
     one, three = run(dialogues), run(dialogues, "--processes", 3)
     assert one == three
     assert one[0] == 1
-    assert one[1]["problems"]["record id stands twice"]["count"] == len(range(0, 700, 7)) - 1
+    assert one[1]["problems"]["record id stands twice"]["count"] == len(range(0, DIALOGUES, 7)) - 1
