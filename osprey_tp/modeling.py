@@ -93,9 +93,9 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
             [self.config.tile_separator_token_id, self.config.row_separator_token_id], device=tokens.device
         )
         table = torch.cat([self.get_input_embeddings()(separators).to(tokens.dtype), tokens.flatten(0, 1)])
-        pictures, first = [], 0
+        pictures, first, tiling = [], 0, self.config.tiling
         for rows, cols in tile_grids.tolist():
-            layout = visual_token_layout(rows, cols, tokens.shape[1], self.config.tiling.thumbnail)
+            layout = visual_token_layout(rows, cols, tokens.shape[1], tiling.thumbnail, tiling.separators)
             places = torch.from_numpy(layout).to(tokens.device)
             pictures.append(table[torch.where(places < len(separators), places, places + first)])
             first += self._count_tiles(rows, cols) * tokens.shape[1]
