@@ -102,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
         "--scale-factor", type=int, metavar="N", help="2, 3 or 4; by default as config.json says, else 2"
     )
     parser.add_argument(
-        "--max-tiles", type=int, metavar="N", help="patch number 9, 16 or 25; by default as config.json says, else 9"
+        "--max-tiles",
+        type=int,
+        metavar="N",
+        help="patch number 9, 16 or 25, or 1 for one padded square a picture; by default as config.json says",
     )
     parser.add_argument("--template", metavar="NAME", help="chat template: vicuna_v1 (default), plain, chatml")
     parser.add_argument("--dtype", metavar="NAME", help="float32, float16 or bfloat16; by default each weight's own")

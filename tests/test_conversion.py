@@ -42,9 +42,9 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 KINDS = {
     "TokenPacker-HD with Osprey": ("tokenpacker", True, {}, 2, 9),
     "TokenPacker-HD": ("tokenpacker", False, {"scale_factor": 3, "patch_num": 16}, 3, 16),
-    "TokenPacker": ("tokenpacker", False, {"scale_factor": 4, "image_aspect_ratio": "pad"}, 4, 9),
-    "LLaVA-1.5": ("mlp", False, {"model_type": "llava_llama", "image_aspect_ratio": "pad"}, 1, 9),
-    "LLaVA-STF": ("stf", False, {"mm_patch_merge_type": "flat"}, 2, 9),
+    "TokenPacker": ("tokenpacker", False, {"scale_factor": 4, "image_aspect_ratio": "pad"}, 4, 1),
+    "LLaVA-1.5": ("mlp", False, {"model_type": "llava_llama", "image_aspect_ratio": "pad"}, 1, 1),
+    "LLaVA-STF": ("stf", False, {"mm_patch_merge_type": "flat", "image_aspect_ratio": "absent"}, 2, 1),
 }
 
 
@@ -61,7 +61,8 @@ def test_every_kind_is_recognised_and_comes_back_byte_for_byte(
     said = capsys.readouterr().out
     assert said.startswith(f"{kind}: ")
     assert ("no region encoder" in said) == (not regions)
-    assert ("trained on one square a picture" in said) == ("HD" not in kind)
+    assert ("visual tokens a picture, one square" in said) == (max_tiles == 1)
+    assert ("the middle of a picture alone" in said) == (changes.get("image_aspect_ratio") == "absent")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert (config["projector_type"], config["scale_factor"], config["max_tiles"]) == (
         projector,
@@ -69,6 +70,9 @@ def test_every_kind_is_recognised_and_comes_back_byte_for_byte(
         max_tiles,
     )
     assert (config["preset"], config["dtype"]) == ("published", "float32")
+    assert (config["picture_layout"], config["resize_mode"]) == (
+        ("square", "antialiased") if max_tiles == 1 else ("tiles", "published")
+    )
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) >= 3
 
     run(tmp_path / "model", tmp_path / "back", "--reverse", "--max-shard-size", "2MB")
@@ -76,7 +80,12 @@ def test_every_kind_is_recognised_and_comes_back_byte_for_byte(
     assert back.keys() == published.shapes_of(projector, regions).keys()
     of_source = {name: w for file in source.glob("*.bin") for name, w in torch.load(file).items()}
     assert all(torch.equal(weight, of_source[name]) for name, weight in back.items())
+    said = capsys.readouterr().out
+    assert said.startswith(f"{kind}: ") and "in its own way" not in said
     flat = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (flat["image_aspect_ratio"], flat.get("patch_num")) == (
+        ("pad", None) if max_tiles == 1 else ("slice", max_tiles)
+    )
     original = published.published_config(projector)
     same = ("model_type", "architectures", *published.LANGUAGE, "mm_hidden_size", "mm_vision_select_layer")
     assert {name: flat[name] for name in same} == {name: original[name] for name in same}
