@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration
 
-from osprey_tp import OspreyTPConfig, OspreyTPImageProcessor, Tiling
+from osprey_tp import OspreyTPConfig, OspreyTPImageProcessor, TilePlan, Tiling
 from osprey_tp import image_processing as image_processing_module
 
 from .golden_recipe import image
@@ -59,8 +59,7 @@ def test_regions_lie_where_the_square_shows_them(size, tile, data):
     whole = np.zeros((side, side), dtype=bool)
     top, left = (side - height) // 2, (side - width) // 2
     whole[top : top + height, left : left + width] = mask
-    of_square = Tiling(tile_size, patch).plan(side, side)
-    assert (of_square.rows, of_square.cols) == (1, 1)
+    of_square = TilePlan(Tiling(tile_size, patch), side, side, 1, 1)
     for coverage in (area_coverage, published_coverage):
         np.testing.assert_array_equal(coverage(mask, plan), coverage(whole, of_square))
     assert area_coverage(mask, plan).sum() == pytest.approx(mask.sum() * plan.cells_per_source_pixel, rel=1e-5)
@@ -78,13 +77,17 @@ def test_logits_equal_those_of_llava_in_transformers():
     """LLaVA-1.5 end to end: the same pictures, tokens and weights, the picture prepared by CLIP's own processor."""
     layers = {"feature_layers": [3], "max_tiles": 1}  # of 4: the last hidden state but one, as published
     model, processor = tiny_model(preset="published", projector_type="mlp", picture_layout="square", **layers)
+    model = model.double()
+    for parameter in model.model.vision_tower.parameters():
+        parameter.mul_(1 if parameter.ndim == 1 else 0.125)  # spread weights would magnify the rounding of pixels
     vision, text = model.config.vision_config, model.config.text_config
     of_llava = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
     image_token = model.config.image_token_id
     text.vocab_size = image_token + 1  # transformers' LLaVA embeds placeholders before it replaces them
     llava = LlavaForConditionalGeneration(
         LlavaConfig(vision_config=vision, text_config=text, image_token_id=image_token, **of_llava)
-    ).eval()
+    )
+    llava = llava.eval().double()
     state = model.state_dict()
     for name, weight in llava.state_dict().items():
         ours = name.replace("multi_modal_projector.linear_1", "projector.mlp.0")
