@@ -29,6 +29,7 @@ from osprey_tp.conversion import (
     published_name,
 )
 from osprey_tp.conversion_checkpoint import Checkpoint, naming, open_checkpoint
+from osprey_tp.conversion_digest import Digest, digest_of
 from osprey_tp.conversion_files import Outline, StoredWeight, WeightReader, few, write_shards
 from osprey_tp.conversion_tokenizer import load_tokenizer
 from osprey_tp.files import folder_aside
@@ -56,6 +57,7 @@ class ConversionOptions:
         template: Name of the chat template; by default `vicuna_v1`.
         dtype: Of the written weights, a name of `DTYPES`; by default as stored.
         max_shard_size: Of the written files.
+        verify: Run a fixed picture through what was written; it gets its place only if that goes well.
     """
 
     language_model: Path | None = None
@@ -65,6 +67,7 @@ class ConversionOptions:
     template: str | None = None
     dtype: str | None = None
     max_shard_size: int | str = SHARD_SIZE
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,14 @@ class Converted:
         weights: How many weights were written.
         size: Their bytes.
         facts: What a user should know of it, one line each.
+        digest: What it says of the fixed picture, if it was verified.
     """
 
     kind: str
     weights: int
     size: int
     facts: tuple[str, ...] = ()
+    digest: Digest | None = None
 
 
 def convert(source: Path, out: Path, options: ConversionOptions | None = None) -> Converted:
@@ -121,7 +126,17 @@ def convert(source: Path, out: Path, options: ConversionOptions | None = None) -
         config.save_pretrained(aside)
         _generation_config(tokenizer).save_pretrained(aside)
         processor.save_pretrained(aside)
-    return Converted(checkpoint.kind, len(needed), size, _facts(checkpoint, config))
+        digest = _verified(aside, out) if options.verify else None
+    return Converted(checkpoint.kind, len(needed), size, _facts(checkpoint, config), digest)
+
+
+def _verified(aside: Path, out: Path) -> Digest:
+    """The digest of what was written aside; a ValueError says that nothing of it is left."""
+    try:
+        return digest_of(aside)
+    except (ValueError, RuntimeError, IndexError, OSError) as error:
+        text = " ".join(str(error).split()).replace(str(aside), str(out))
+        raise ValueError(f"--verify failed, and {out} was not made: {text}") from error
 
 
 def require_new(out: Path) -> None:

@@ -43,6 +43,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         runs_every_part: Run tower, projector and region encoder on a blank tile and region where a batch has none, so
             that no process of a distributed run waits for a part that another skips, and every part has a gradient,
             which is then zero. Not saved; training sets it.
+        region_encoder: None in a model that was loaded from a folder without one; it refuses regions.
     """
 
     def __init__(self, config: OspreyTPConfig) -> None:
@@ -50,7 +51,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         self.runs_every_part = False
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.projector = build_projector(config)
-        self.region_encoder = RegionEncoder(config)
+        self.region_encoder: RegionEncoder | None = RegionEncoder(config)
         self.language_model = AutoModel.from_config(config.text_config)
         language_models.require_fit(self.language_model)
         self.post_init()
@@ -120,7 +121,14 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
 
         Returns:
             (regions·r, D).
+
+        Raises:
+            ValueError: if the model has no region encoder.
         """
+        if self.region_encoder is None:
+            raise ValueError(
+                "this model has no region encoder: ask about whole pictures, or train stage 2 from its folder first"
+            )
         tiles = [self._count_tiles(rows, cols) for rows, cols in tile_grids.tolist()]
         first_tiles = torch.tensor([0, *tiles[:-1]], device=cells.device).cumsum(0)
         first_cells = first_tiles[region_image_index] * cells.shape[2]
