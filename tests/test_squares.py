@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration
 
-from osprey_tp import OspreyTPConfig, OspreyTPImageProcessor, TilePlan, Tiling
+from osprey_tp import OspreyTPConfig, OspreyTPImageProcessor, RegionDescriber, TilePlan, Tiling
 from osprey_tp import image_processing as image_processing_module
+from osprey_tp.prompts import CATEGORY_QUESTION
 
 from .golden_recipe import image
 from .mask_coverage import area_coverage, published_coverage
@@ -142,3 +143,23 @@ def test_choices_that_do_not_fit_are_refused(choices, message):
 def test_a_picture_too_long_for_a_square_is_named():
     with pytest.raises(ValueError, match=r"picture 1: 300000 x 1 pixels \(height x width\) are too long for a square"):
         OspreyTPImageProcessor(**SQUARE)([image(9, 9), np.zeros((300_000, 1, 3), np.uint8)])
+
+
+def test_sessions_and_training_are_as_with_tiles():
+    """Answers by the shared prefix are those of plain `generate`, and every part that squares touch has a gradient."""
+    model, processor = tiny_model(picture_layout="square", thumbnail_source="none")
+    picture, regions = image(90, 140), [{"box": [100, 5, 139, 60]}, {"box": [2, 40, 30, 89]}]
+    session = RegionDescriber(model, processor).open(picture)
+    message = [session.conversation([region], CATEGORY_QUESTION) for region in regions]
+    content = [{"type": "image", "image": picture, "regions": regions[:1]}, *message[0][0]["content"][1:]]
+    batch = processor.prepare([[{"role": "user", "content": content}]], add_generation_prompt=True)
+    plain = model.generate(**batch, max_new_tokens=6, do_sample=False)
+    answers = session.ask(regions, max_new_tokens=6)
+    assert answers[0] == processor.decode_answers(plain, batch["input_ids"].shape[1])[0] != answers[1]
+
+    taught = [{"role": "user", "content": content}, {"role": "assistant", "content": "a pond"}]
+    batch = processor.prepare([taught], return_labels=True)
+    assert int((batch["input_ids"] == model.config.image_token_id).sum()) == model.config.tiling.tokens_per_tile
+    model.train()(**batch).loss.backward()
+    parts = (*model.model.projector.parameters(), *model.model.region_encoder.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in parts)
