@@ -96,7 +96,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         table = torch.cat([self.get_input_embeddings()(separators).to(tokens.dtype), tokens.flatten(0, 1)])
         pictures, first, tiling = [], 0, self.config.tiling
         for rows, cols in tile_grids.tolist():
-            layout = visual_token_layout(rows, cols, tokens.shape[1], tiling.thumbnail, tiling.separators)
+            layout = visual_token_layout(rows, cols, tokens.shape[1], tiling.thumbnail, separators=tiling.separators)
             places = torch.from_numpy(layout).to(tokens.device)
             pictures.append(table[torch.where(places < len(separators), places, places + first)])
             first += self._count_tiles(rows, cols) * tokens.shape[1]

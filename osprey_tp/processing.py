@@ -30,7 +30,7 @@ from transformers.processing_utils import MultiModalData
 from osprey_tp.configuration import CHOICES, OspreyTPConfig
 from osprey_tp.image_processing import OspreyTPImageProcessor
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
-from osprey_tp.tiling import TilePlan, Tiling, count_visual_tokens
+from osprey_tp.tiling import TilePlan, Tiling
 
 IGNORED_LABEL = -100
 """Label of every token that is not part of an answer."""
@@ -206,9 +206,8 @@ class OspreyTPProcessor(ProcessorMixin):
         if pictures:
             vision = self._process_pictures(pictures, regions_of)
             tiling = self.image_processor.tiling
-            counts = (tiling.tokens_per_tile, tiling.thumbnail, tiling.separators)
             expansions = [
-                IMAGE_TOKEN * count_visual_tokens(rows, cols, *counts) for rows, cols in vision["tile_grids"].tolist()
+                IMAGE_TOKEN * tiling.count_visual_tokens(rows, cols) for rows, cols in vision["tile_grids"].tolist()
             ]
         prompts, offsets = self.get_text_with_replacements(prompts, expansions)
         text_inputs = dict(self.tokenizer(prompts, return_tensors=return_tensors, **text_options))

@@ -116,6 +116,10 @@ class Tiling:
         _check_size(height, width)
         return max(self.grids, key=lambda grid: self._score(grid, height, width))
 
+    def count_visual_tokens(self, rows: int, cols: int) -> int:
+        """Visual tokens, separators included, of a ``rows`` x ``cols`` grid."""
+        return count_visual_tokens(rows, cols, self.tokens_per_tile, self.thumbnail, separators=self.separators)
+
     def plan(self, height: int, width: int) -> "TilePlan":
         """Apply the rules to a picture of ``height`` x ``width`` source pixels."""
         rows, cols = self.choose_grid(height, width)
@@ -232,8 +236,7 @@ class TilePlan:
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens with their separators, thumbnail included."""
-        tiling = self.tiling
-        return count_visual_tokens(self.rows, self.cols, tiling.tokens_per_tile, tiling.thumbnail, tiling.separators)
+        return self.tiling.count_visual_tokens(self.rows, self.cols)
 
     def cell_of_source_pixel(self, y: int, x: int) -> int:
         """Index of the cell that holds the centre of source pixel (y, x).
@@ -278,7 +281,7 @@ def count_tiles(rows: int, cols: int, thumbnail: bool = True) -> int:
 
 
 def count_visual_tokens(
-    rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True, separators: bool = True
+    rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True, *, separators: bool = True
 ) -> int:
     """Visual tokens of a ``rows`` x ``cols`` grid: tiles, thumbnail and separators (`visual_token_layout`)."""
     of_tiles = count_tiles(rows, cols, thumbnail) * tokens_per_tile
@@ -290,7 +293,7 @@ def count_visual_tokens(
 
 
 def visual_token_layout(
-    rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True, separators: bool = True
+    rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True, *, separators: bool = True
 ) -> np.ndarray:
     """Order of visual tokens and separators of one picture.
 

@@ -130,7 +130,6 @@ def test_squares_are_a_saved_choice_of_both_presets(tmp_path):
         ({"max_tiles": 9}, "max_tiles must be 1 where every picture is one square, not 9"),
         ({"resize_mode": "published"}, "resize_mode of squares must be 'antialiased', as in CLIP, not 'published'"),
         ({"picture_layout": "circle"}, r"picture_layout must be one of \('tiles', 'square'\), not 'circle'"),
-        ({"picture_layout": "tiles"}, r"max_tiles must be one of \(9, 16, 25\), not 1"),
     ],
 )
 def test_choices_that_do_not_fit_are_refused(choices, message):
@@ -138,6 +137,11 @@ def test_choices_that_do_not_fit_are_refused(choices, message):
         OspreyTPConfig.tiny(**(SQUARE | choices))
     with pytest.raises(ValueError, match=message):
         OspreyTPImageProcessor(**(SQUARE | choices))
+
+
+def test_one_tile_of_a_table_is_no_square():
+    with pytest.raises(ValueError, match=r"max_tiles must be one of \(9, 16, 25\), not 1"):
+        OspreyTPConfig.tiny(max_tiles=1)
 
 
 def test_a_picture_too_long_for_a_square_is_named():
