@@ -71,7 +71,7 @@ class Question:
         if share is None:
             return None
         plan = tiling.plan(self.height, self.width)
-        return share * plan.resized_height * plan.resized_width / tiling.patch_size**2
+        return share * self.height * self.width * plan.cells_per_source_pixel
 
 
 def region_question(

@@ -9,12 +9,15 @@ choices on which published checkpoints depend have names. A *preset* fills those
 | `resize_mode`      | `published`: normalise, then bilinear | `antialiased`: antialiased, then normalise     |
 | `region_pooling`   | `published`: centre pixels, may vanish| `area`: exact area coverage, never vanishes    |
 | row separator      | embedding row 0 (`<unk>`)             | the newline token                              |
+
+Both cut pictures into tiles. `picture_layout` `square` pads each to one square in place of that, as published
+checkpoints without high resolution do (TokenPacker, LLaVA-1.5, LLaVA-STF), and resizes it as CLIP does.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from osprey_tp.projectors import Projector
 
 CHOICES = {
+    "picture_layout": ("tiles", "square"),
     "resize_mode": ("antialiased", "published"),
     "thumbnail_source": ("image", "canvas", "none"),
     "region_pooling": ("area", "published"),
@@ -53,6 +57,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "row_separator_token_id": 13,
     },
 }
+
+_OF_LAYOUT: dict[str, dict[str, Any]] = {
+    "tiles": {"max_tiles": 9},
+    "square": {"max_tiles": 1, "resize_mode": "antialiased"},
+}
+"""What a layout fills before the preset does; no published code resizes squares otherwise."""
 
 CLIP_VIT_L_14_336 = {
     "model_type": "clip_vision_model",
@@ -143,7 +153,9 @@ class OspreyTPConfig(PreTrainedConfig):
             `mlp`, which can have no other.
         tile_size: Side of a tile in pixels, a multiple of the tower's patches. By default what the tower looks at; for
             other sizes it interpolates its position embeddings.
-        max_tiles: Size of the table of tile grids: 9, 16 or 25.
+        picture_layout: `tiles`: a picture is cut into tiles with separators between them, and padded below or on the
+            right; `square`: it is one tile without separators, in the middle of a square.
+        max_tiles: Size of the table of tile grids: 9 (the default), 16 or 25; 1 for squares.
         feature_layers: Indices into the tower's hidden states (0 is the patch embedding, negative ones count from the
             end) that the projector and the region encoder read, in this order; by default those of the published
             projector. The last one is the coarse query of `tokenpacker` and what `mlp` reads.
@@ -159,7 +171,7 @@ class OspreyTPConfig(PreTrainedConfig):
             (`SpatialEncoder`).
         spatial_side: Side of that square in pixels; published is 112.
         thumbnail_source: `image`, `canvas`, or `none`: pictures of several tiles have no thumbnail.
-        resize_mode: `antialiased` or `published`.
+        resize_mode: `antialiased`, or `published`, which is for tiles alone.
         image_token_id: Id of `<image>`, repeated once for every visual token.
         region_token_id: Id of `<mask>`, `tokens_per_region` for every region.
         tile_separator_token_id: The embedding of this id stands between two tiles of a row.
@@ -185,7 +197,8 @@ class OspreyTPConfig(PreTrainedConfig):
     projector_num_attention_heads: int | None = None
     scale_factor: int | None = None
     tile_size: int | None = None
-    max_tiles: int = 9
+    picture_layout: Literal["tiles", "square"] = "tiles"
+    max_tiles: int | None = None
     feature_layers: list[int] | tuple[int, ...] | None = None
     projector_feature_layers: list[int] | tuple[int, ...] | None = None
     output_norm_scale: float | None = None
@@ -207,12 +220,10 @@ class OspreyTPConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.preset not in PRESETS:
             raise ValueError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}")
-        for name, value in PRESETS[self.preset].items():
+        for name, value in (PRESETS[self.preset] | _OF_LAYOUT.get(self.picture_layout, {})).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        for name, values in CHOICES.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} must be one of {values}, not {getattr(self, name)!r}")
+        require_choices({name: getattr(self, name) for name in CHOICES})
         require_fit(self.vision_config)
         self._choose_as_published()
         if self.projector_num_attention_heads is None:
@@ -252,8 +263,9 @@ class OspreyTPConfig(PreTrainedConfig):
             tile_size=native_tile_size(self.vision_config) if self.tile_size is None else self.tile_size,
             patch_size=square_side(self.vision_config.patch_size),
             scale_factor=self.scale_factor or 1,
-            max_tiles=self.max_tiles,
+            max_tiles=self.max_tiles or 1,
             thumbnail=self.thumbnail_source != "none",
+            square=self.picture_layout == "square",
         )
 
     @property
@@ -359,6 +371,19 @@ class OspreyTPConfig(PreTrainedConfig):
             "image_token_id": 8,
         }
         return cls(vision_config=vision_config, text_config=text_config, **(defaults | choices))
+
+
+def require_choices(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if one of the named choices about pictures and regions is unknown, or two do not fit.
+
+    Args:
+        settings: Holds every name of `CHOICES`.
+    """
+    for name, values in CHOICES.items():
+        if settings[name] not in values:
+            raise ValueError(f"{name} must be one of {values}, not {settings[name]!r}")
+    if settings["picture_layout"] == "square" and settings["resize_mode"] != "antialiased":
+        raise ValueError(f"resize_mode of squares must be 'antialiased', as in CLIP, not {settings['resize_mode']!r}")
 
 
 def choices_of_a_model() -> list[str]:

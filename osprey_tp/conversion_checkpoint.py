@@ -70,6 +70,11 @@ class Checkpoint:
         return published.is_sliced(self.settings, self.has_regions)
 
     @property
+    def is_cropped(self) -> bool:
+        """Whether the published code shows it the middle of a picture alone."""
+        return published.is_cropped(self.settings, self.has_regions)
+
+    @property
     def kind(self) -> str:
         """What it is called."""
         kind = published.describe_kind(self.projector_type, self.is_sliced, self.has_regions)

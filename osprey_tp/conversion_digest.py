@@ -64,12 +64,9 @@ def digest_of(folder: Path, device: str | None = None) -> Digest:
     Raises:
         ValueError: if a logit is no number.
     """
-    from osprey_tp.conversion import REGION_ENCODER_PREFIX
-    from osprey_tp.conversion_files import list_weights
-
     describer = RegionDescriber.from_pretrained(folder, device=device)
     picture = fixed_picture()
-    has_regions = any(name.startswith(REGION_ENCODER_PREFIX) for name in list_weights(folder))
+    has_regions = describer.model.model.region_encoder is not None
     cases = [([region], CATEGORY_QUESTION) for region in fixed_regions()] if has_regions else [([], CAPTION_QUESTION)]
     answered = [_answer(describer, picture, regions, question) for regions, question in cases]
     prompt_ids, answer_ids, figures = (list(column) for column in zip(*answered, strict=True))

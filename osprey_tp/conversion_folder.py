@@ -29,6 +29,7 @@ from osprey_tp.conversion import (
     published_name,
 )
 from osprey_tp.conversion_checkpoint import Checkpoint, naming, open_checkpoint
+from osprey_tp.conversion_digest import Digest, digest_of
 from osprey_tp.conversion_files import Outline, StoredWeight, WeightReader, few, write_shards
 from osprey_tp.conversion_tokenizer import load_tokenizer
 from osprey_tp.files import folder_aside
@@ -52,10 +53,11 @@ class ConversionOptions:
         language_model: Folder of the language model, for a file of a projector alone.
         vision_tower: Folder of CLIP; needed where the checkpoint holds no tower, and read in its place where it does.
         scale_factor: In place of what `config.json` says.
-        max_tiles: In place of what `config.json` says; 9 where neither says it.
+        max_tiles: In place of what `config.json` says, 1 for one padded square a picture; 9 where neither says it.
         template: Name of the chat template; by default `vicuna_v1`.
         dtype: Of the written weights, a name of `DTYPES`; by default as stored.
         max_shard_size: Of the written files.
+        verify: Run a fixed picture through what was written; it gets its place only if that goes well.
     """
 
     language_model: Path | None = None
@@ -65,6 +67,7 @@ class ConversionOptions:
     template: str | None = None
     dtype: str | None = None
     max_shard_size: int | str = SHARD_SIZE
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,14 @@ class Converted:
         weights: How many weights were written.
         size: Their bytes.
         facts: What a user should know of it, one line each.
+        digest: What it says of the fixed picture, if it was verified.
     """
 
     kind: str
     weights: int
     size: int
     facts: tuple[str, ...] = ()
+    digest: Digest | None = None
 
 
 def convert(source: Path, out: Path, options: ConversionOptions | None = None) -> Converted:
@@ -121,7 +126,17 @@ def convert(source: Path, out: Path, options: ConversionOptions | None = None) -
         config.save_pretrained(aside)
         _generation_config(tokenizer).save_pretrained(aside)
         processor.save_pretrained(aside)
-    return Converted(checkpoint.kind, len(needed), size, _facts(checkpoint, config))
+        digest = _verified(aside, out) if options.verify else None
+    return Converted(checkpoint.kind, len(needed), size, _facts(checkpoint, config), digest)
+
+
+def _verified(aside: Path, out: Path) -> Digest:
+    """The digest of what was written aside; a ValueError says that nothing of it is left."""
+    try:
+        return digest_of(aside)
+    except (ValueError, RuntimeError, IndexError, OSError) as error:
+        text = " ".join(str(error).split()).replace(str(aside), str(out))
+        raise ValueError(f"--verify failed, and {out} was not made: {text}") from error
 
 
 def require_new(out: Path) -> None:
@@ -148,6 +163,7 @@ def _configure(
         checkpoint.settings,
         checkpoint.projector_type,
         checkpoint.weights,
+        checkpoint.is_projector_alone,
         scale_factor=options.scale_factor,
         max_tiles=options.max_tiles,
     )
@@ -245,15 +261,20 @@ def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
 
 
 def _facts(checkpoint: Checkpoint, config: OspreyTPConfig) -> tuple[str, ...]:
-    tiling = config.tiling
+    tiling, is_square = config.tiling, config.picture_layout == "square"
+    pictures = "picture, one square" if is_square else f"tile, at most {config.max_tiles} tiles"
     facts = [
         f"vision tower {config.vision_config.num_hidden_layers} layers of {config.vision_config.hidden_size}, "
         f"language model {config.text_config.num_hidden_layers} layers of {config.text_config.hidden_size}",
-        f"scale factor {config.scale_factor}, {tiling.tokens_per_tile} visual tokens a tile, at most "
-        f"{config.max_tiles} tiles, preset {config.preset}",
+        f"scale factor {config.scale_factor}, {tiling.tokens_per_tile} visual tokens a {pictures}, preset "
+        f"{config.preset}",
     ]
     if not checkpoint.has_regions:
         facts.append("no region encoder: ask about whole pictures, or train stage 2 first")
-    if not checkpoint.is_sliced and not checkpoint.is_projector_alone:
+    if checkpoint.is_projector_alone:
+        return tuple(facts)
+    if not checkpoint.is_sliced and not is_square:
         facts.append("trained on one square a picture; here larger pictures are cut into tiles, which it has not seen")
+    if checkpoint.is_cropped and is_square:
+        facts.append("published code shows it the middle of a picture alone; here all of it is padded to a square")
     return tuple(facts)

@@ -70,8 +70,8 @@ def reverse(source: Path, out: Path, dtype: str | None = None, max_shard_size: i
         write_published_tokenizer(processor.tokenizer, aside)
         _write_pixel_scale(processor, aside)
     has_regions = any(name.startswith(REGION_ENCODER_PREFIX) for name in stored)
-    kind = published.describe_kind(config.projector_type, config.projector_type == "tokenpacker", has_regions)
-    return Converted(kind, len(pieces), size, _facts(config))
+    kind = published.describe_kind(config.projector_type, published.is_published_slicing(config), has_regions)
+    return Converted(kind, len(pieces), size, _facts(config, has_regions))
 
 
 def _pieces(config: OspreyTPConfig, stored: dict[str, StoredWeight]) -> dict[str, list[str]]:
@@ -107,7 +107,10 @@ def _write_pixel_scale(processor: OspreyTPProcessor, folder: Path) -> None:
         (folder / "preprocessor_config.json").write_text(json.dumps(scale, indent=1) + "\n", encoding="utf-8")
 
 
-def _facts(config: OspreyTPConfig) -> tuple[str, ...]:
+def _facts(config: OspreyTPConfig, has_regions: bool) -> tuple[str, ...]:
+    if config.picture_layout == "square":
+        told = "the published code cuts pictures with regions into tiles; this model was trained on squares"
+        return (told,) if has_regions else ()
     different = [name for name, value in PRESETS["published"].items() if getattr(config, name) != value]
     if not different:
         return ()

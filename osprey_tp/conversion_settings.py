@@ -34,6 +34,9 @@ _SEPARATORS = ("tile_separator_token_id", "row_separator_token_id")
 _CHANNELS_PER_HEAD = 64
 """Of every published CLIP tower."""
 
+_SLICED, _PADDED, _CROPPED = "slice", "pad", "square"
+"""Values of `image_aspect_ratio`: tiles, a square that holds the picture, a square cut out of its middle."""
+
 _TITLES = {"tokenpacker": "TokenPacker", "mlp": "LLaVA-1.5", "stf": "LLaVA-STF"}
 
 
@@ -169,6 +172,7 @@ def check_facts(settings: Mapping[str, Any], width: int) -> None:
         "mm_vision_select_feature": ("patch",),
         "mm_use_im_start_end": (False,),
         "mm_patch_merge_type": ("flat",),
+        "image_aspect_ratio": (_PADDED, _SLICED, _CROPPED),
     }
     for name, values in expected.items():
         found = settings.get(name)
@@ -179,11 +183,20 @@ def check_facts(settings: Mapping[str, Any], width: int) -> None:
 
 def is_sliced(settings: Mapping[str, Any], has_regions: bool) -> bool:
     """Whether pictures were cut into tiles in training."""
-    return has_regions or settings.get("image_aspect_ratio") == "slice"
+    return has_regions or settings.get("image_aspect_ratio") == _SLICED
+
+
+def is_cropped(settings: Mapping[str, Any], has_regions: bool) -> bool:
+    """Whether the published code shows the middle of a picture alone, which is what it does where nothing is said."""
+    return not has_regions and settings.get("image_aspect_ratio", _CROPPED) == _CROPPED
 
 
 def published_choices(
-    settings: Mapping[str, Any], projector_type: str, weights: Mapping[str, StoredWeight], **given: Any
+    settings: Mapping[str, Any],
+    projector_type: str,
+    weights: Mapping[str, StoredWeight],
+    is_projector_alone: bool = False,
+    **given: Any,
 ) -> dict[str, Any]:
     """Our configuration's choices for a published checkpoint, without what follows from tokenizer and parts.
 
@@ -191,19 +204,30 @@ def published_choices(
         settings: Its `config.json`.
         projector_type: As in our configuration.
         weights: Of the checkpoint, by published name.
-        given: Choices of the command line, which go first; None for those that were not made.
+        is_projector_alone: It is a projector that training goes on with, which is on tiles unless it was on squares
+            that hold the picture.
+        given: Choices of the command line, which go first; None for those that were not made. `max_tiles` says the
+            layout too: 1 is a square.
     """
-    choices: dict[str, Any] = {"preset": "published", "projector_type": projector_type}
+    has_regions = any(name.startswith(PUBLISHED_REGION_ENCODER_PREFIX) for name in weights)
+    sliced = is_sliced(settings, has_regions)
+    if is_projector_alone:
+        sliced = settings.get("image_aspect_ratio") != _PADDED
+    given = {name: value for name, value in given.items() if value is not None}
+    if "max_tiles" in given:
+        given["picture_layout"] = "square" if given["max_tiles"] == 1 else "tiles"
+    layout = "tiles" if sliced else "square"
+    choices: dict[str, Any] = {"preset": "published", "projector_type": projector_type, "picture_layout": layout}
     if projector_type == "tokenpacker":
         choices["scale_factor"] = settings.get("scale_factor", 2)
     spatial = weights.get(f"{PUBLISHED_REGION_ENCODER_PREFIX}mask_linear.layers.0.weight")
     if spatial is not None:
         choices |= {"spatial_token": True, "spatial_side": round(spatial.shape[1] ** 0.5)}
-    if settings.get("patch_num") is not None:
+    if sliced and settings.get("patch_num") is not None:
         choices["max_tiles"] = int(settings["patch_num"])
     known = {*choices_of_a_model(), *_SEPARATORS}
     own = {name: value for name, value in own_choices(settings).items() if name in known}
-    return choices | own | {name: value for name, value in given.items() if value is not None}
+    return choices | own | given
 
 
 def to_published(config: OspreyTPConfig, dtype: str, template: str | None) -> dict[str, Any]:
@@ -215,6 +239,7 @@ def to_published(config: OspreyTPConfig, dtype: str, template: str | None) -> di
         template: Its chat template, if it is not `vicuna_v1`.
     """
     text, vision = config.text_config, config.vision_config
+    sliced = is_published_slicing(config)
     rope = dict(text.rope_parameters or {})
     settings: dict[str, Any] = {
         "architectures": ["LlavaLlamaForCausalLM"],
@@ -224,7 +249,7 @@ def to_published(config: OspreyTPConfig, dtype: str, template: str | None) -> di
         "rope_scaling": rope if rope.get("rope_type", "default") != "default" else None,
         "torch_dtype": dtype,
         "use_cache": True,
-        "image_aspect_ratio": "slice" if config.projector_type == "tokenpacker" else "pad",
+        "image_aspect_ratio": _SLICED if sliced else _PADDED,
         "mm_hidden_size": vision.hidden_size,
         "mm_projector_type": "tokenpacker" if config.projector_type == "tokenpacker" else "mlp2x_gelu",
         "mm_use_im_patch_token": False,
@@ -233,16 +258,20 @@ def to_published(config: OspreyTPConfig, dtype: str, template: str | None) -> di
         "mm_vision_select_layer": -2,
         "mm_vision_tower": "openai/clip-vit-large-patch14-336",
         "scale_factor": config.scale_factor,
-        "patch_num": config.max_tiles,
         "tune_mm_mlp_adapter": False,
         "use_mm_proj": True,
-    }
+    } | ({"patch_num": config.max_tiles} if sliced else {})
     own: dict[str, Any] = {name: getattr(config, name) for name in (*choices_of_a_model(), *_SEPARATORS)}
     own["vision_config"] = _plain(vision)
     own["text_config"] = _plain(text)
     if template is not None:
         own["chat_template"] = template
     return settings | {OWN_KEY: own}
+
+
+def is_published_slicing(config: OspreyTPConfig) -> bool:
+    """Whether the published code cuts pictures into tiles for such a model; it does so for TokenPacker alone."""
+    return config.projector_type == "tokenpacker" and config.picture_layout == "tiles"
 
 
 def _plain(config: PreTrainedConfig) -> dict[str, Any]:

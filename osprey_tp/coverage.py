@@ -4,7 +4,7 @@ Two ways lead from the pixels of a region to *cells* (`osprey_tp.tiling` explain
 of `TilePlan.cell_index`, thumbnail left out:
 
 - `area_coverage` maps the edges of the cells back to source pixels. The grid of cells lies over the canvas, the resized
-  picture lies at the canvas's top left, and one resized pixel is ``source / resized`` source pixels high or wide. A
+  frame lies at the canvas's top left, and one resized pixel is ``frame / resized`` source pixels high or wide. A
   cell is therefore a rectangle with fractional edges in the source, and its coverage is the exact share of that
   rectangle inside the region. Nothing is resampled and nothing is lost: the coverages of all cells, times the area of
   a cell, add up to the area of the region, so a region of a single pixel still has a weight. What a cell sees of the
@@ -42,11 +42,13 @@ class _Axis:
         pixel: Length of a source pixel.
         cell: Length of a cell.
         cells: How many cells.
+        before: Pixels of padding between the first cell's edge and the picture.
     """
 
     pixel: int
     cell: int
     cells: int
+    before: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def area_coverage(regions: Sequence[Runs], plan: TilePlan) -> np.ndarray:
         ValueError: If a region has another size than the picture.
     """
     patch, (rows, cols) = plan.tiling.patch_size, _cell_grid(plan)
-    down = _Axis(plan.resized_height, patch * plan.height, rows)
-    across = _Axis(plan.resized_width, patch * plan.width, cols)
+    down = _Axis(plan.resized_height, patch * plan.frame_height, rows, plan.top)
+    across = _Axis(plan.resized_width, patch * plan.frame_width, cols, plan.left)
     return _tile_major(_area_shares(regions, plan.height, plan.width, down, across), plan)
 
 
@@ -99,8 +101,8 @@ def published_coverage(regions: Sequence[Runs], plan: TilePlan) -> np.ndarray:
         ValueError: If a region has another size than the picture.
     """
     patch, (rows, cols) = plan.tiling.patch_size, _cell_grid(plan)
-    above = _glances_before(rows, patch, plan.height, plan.resized_height)
-    before = _glances_before(cols, patch, plan.width, plan.resized_width)
+    above = _glances_before(rows, patch, plan.frame_height, plan.resized_height)[plan.top :]
+    before = _glances_before(cols, patch, plan.frame_width, plan.resized_width)[plan.left :]
     entered = np.zeros((len(regions), rows + 1, cols), dtype=np.int64)
     for part in _segments(regions, plan.height, plan.width):
         seen = (above[part.bottom] > above[part.top]) & (before[part.column + 1] > before[part.column])
@@ -199,13 +201,13 @@ def _area_shares(regions: Sequence[Runs], height: int, width: int, down: _Axis, 
     shape = (len(regions), down.cells + 1, across.cells)
     partial, entered = np.zeros(shape), np.zeros(shape)
     for part in _segments(regions, height, width):
-        left = part.column * across.pixel
+        left = (across.before + part.column) * across.pixel
         segment, col = _spread(left // across.cell, -(-(left + across.pixel) // across.cell))
         begin = np.maximum(left[segment], col * across.cell)
         breadth = np.minimum((left + across.pixel)[segment], (col + 1) * across.cell) - begin
         region = part.region[segment]
         for edge, sign in ((part.top, 1), (part.bottom, -1)):
-            boundary = (edge * down.pixel)[segment]
+            boundary = ((down.before + edge) * down.pixel)[segment]
             row = boundary // down.cell
             entered += _counted(region, row, col, sign * breadth, shape)
             partial += _counted(region, row, col, sign * breadth * ((row + 1) * down.cell - boundary), shape)
@@ -213,16 +215,16 @@ def _area_shares(regions: Sequence[Runs], height: int, width: int, down: _Axis, 
     return (partial + down.cell * whole)[:, :-1] / (down.cell * across.cell)
 
 
-def _glances_before(cells: int, patch: int, source: int, resized: int) -> np.ndarray:
-    """How often cells along one axis look at a source pixel before each: int64 (source + 1,).
+def _glances_before(cells: int, patch: int, frame: int, resized: int) -> np.ndarray:
+    """How often cells along one axis look at a pixel of the frame before each: int64 (frame + 1,).
 
     Cell i looks at the two canvas pixels at its centre, number 2 i and 2 i + 1 of all that are looked at. Each shows
-    one source pixel, or padding, which does not count.
+    one pixel of the frame, or padding, which does not count.
     """
     offsets = np.array([(patch - 1) // 2, patch // 2])
     canvas = (np.arange(cells)[:, None] * patch + offsets).reshape(-1)
-    looked_at = nearest_source_index(canvas[canvas < resized], source, resized)
-    return np.searchsorted(looked_at, np.arange(source + 1))
+    looked_at = nearest_source_index(canvas[canvas < resized], frame, resized)
+    return np.searchsorted(looked_at, np.arange(frame + 1))
 
 
 def _interpolate(values: np.ndarray, size: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from transformers import AutoProcessor
 from osprey_tp.answer_tree import answer_tree
 from osprey_tp.encoded_picture import EncodedPicture, encode_pictures, end_ids, is_plainly_greedy
 from osprey_tp.images import load_image
-from osprey_tp.model_folder import require_merged
+from osprey_tp.model_folder import load_model, require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import Conversation, OspreyTPProcessor
 from osprey_tp.prompts import OVERVIEW
@@ -56,6 +56,8 @@ class RegionDescriber:
     ) -> RegionDescriber:
         """Load the model folder that training or conversion wrote.
 
+        A folder without a region encoder answers questions about whole pictures and refuses regions.
+
         Args:
             folder: Holds config.json, safetensors weights and the processor.
             device: By default a GPU if there is one.
@@ -63,7 +65,7 @@ class RegionDescriber:
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing.
-            ValueError: if it holds adapters that have not been merged.
+            ValueError: if it holds adapters that have not been merged, or lacks weights.
         """
         folder = Path(folder)
         needed = {
@@ -77,7 +79,7 @@ class RegionDescriber:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; {remedy}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = OspreyTPForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto")
+        model = load_model(folder, dtype=dtype or "auto")
         model.to(device=device)  # type: ignore[call-arg]
         return cls(model, AutoProcessor.from_pretrained(folder))
 

@@ -14,6 +14,10 @@ choice                    published                                   recommende
 ========================  ==========================================  =============================================
 
 Padding is 0 after normalisation, the mean colour, in both.
+
+`picture_layout` ``square`` is what published checkpoints without high resolution see: the picture in the middle of a
+square whose padding is the mean colour in whole numbers (`expand2square` in `llava/mm_utils.py`), resized by Pillow
+with antialiasing, as CLIP's own processor does, then normalised.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,20 +26,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from osprey_tp.configuration import CHOICES
+from osprey_tp.configuration import require_choices
 from osprey_tp.coverage import area_coverage, area_shape, published_coverage, published_shape
-from osprey_tp.images import load_image
+from osprey_tp.images import MAX_PIXELS, load_image
 from osprey_tp.masks import Region, to_runs
 from osprey_tp.run_lengths import Runs
 from osprey_tp.tiling import TilePlan, Tiling
 
 _DECIDED_BY_TILING = ("do_resize", "size", "do_center_crop", "crop_size", "do_pad", "pad_size")
+_PIXELS_AT_A_TIME = 1 << 22
 _COVERAGE = {"area": area_coverage, "published": published_coverage}
 _SHAPE = {"area": area_shape, "published": published_shape}
 
@@ -47,7 +53,8 @@ class OspreyTPImageProcessorKwargs(ImagesKwargs, total=False):
         tile_size: Side of a tile in pixels.
         patch_size: Side of a cell in pixels.
         scale_factor: A visual token stands for ``scale_factor**2`` cells.
-        max_tiles: 9, 16 or 25.
+        picture_layout: ``tiles`` or ``square``.
+        max_tiles: 9, 16 or 25; 1 for squares.
         resize_mode: ``antialiased`` or ``published``.
         thumbnail_source: ``image``, ``canvas`` or ``none`` (no thumbnail).
         region_pooling: ``area`` or ``published``.
@@ -58,6 +65,7 @@ class OspreyTPImageProcessorKwargs(ImagesKwargs, total=False):
     tile_size: int
     patch_size: int
     scale_factor: int
+    picture_layout: str
     max_tiles: int
     resize_mode: str
     thumbnail_source: str
@@ -85,6 +93,7 @@ class OspreyTPImageProcessor(TorchvisionBackend):
     tile_size = 336
     patch_size = 14
     scale_factor = 2
+    picture_layout = "tiles"
     max_tiles = 9
     resize_mode = "antialiased"
     thumbnail_source = "image"
@@ -160,9 +169,7 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         for name in ("do_rescale", "do_normalize", "do_convert_rgb"):
             if kwargs.get(name) is False:
                 raise ValueError(f"{name}=False is not supported: tiles are normalised RGB")
-        for name, values in CHOICES.items():
-            if kwargs[name] not in values:
-                raise ValueError(f"{name} must be one of {values}, not {kwargs[name]!r}")
+        require_choices(kwargs)
         if kwargs["spatial_side"] < 0:
             raise ValueError(f"spatial_side must be a number of pixels, or 0, not {kwargs['spatial_side']!r}")
         _tiling(kwargs)
@@ -176,6 +183,7 @@ class OspreyTPImageProcessor(TorchvisionBackend):
         tiling = _tiling(kwargs)
         pictures = self._load(images, kwargs["device"])
         plans = [tiling.plan(*picture.shape[-2:]) for picture in pictures]
+        _require_not_too_long(plans)
         side = tiling.tile_size
         tiles = torch.zeros(sum(plan.num_tiles for plan in plans), 3, side, side, device=kwargs["device"])
         of_pictures = tiles.split([plan.num_tiles for plan in plans])
@@ -212,6 +220,9 @@ class OspreyTPImageProcessor(TorchvisionBackend):
             settings: Of the call.
         """
         normalisation = self._normalisation(settings, tiles.device)
+        if plan.tiling.square:
+            normalisation(_squared(picture, plan, settings["image_mean"], settings["resample"]), tiles[0])
+            return
         antialias = settings["resize_mode"] == "antialiased"
         resample = settings["resample"] if antialias else PILImageResampling.BILINEAR
         if not antialias:
@@ -261,7 +272,21 @@ class _Normalisation:
 def _tiling(settings: Mapping[str, Any]) -> Tiling:
     """The rules of tiling that settings of the image processor describe."""
     names = ("tile_size", "patch_size", "scale_factor", "max_tiles")
-    return Tiling(**{name: settings[name] for name in names}, thumbnail=settings["thumbnail_source"] != "none")
+    return Tiling(
+        **{name: settings[name] for name in names},
+        thumbnail=settings["thumbnail_source"] != "none",
+        square=settings["picture_layout"] == "square",
+    )
+
+
+def _require_not_too_long(plans: Sequence[TilePlan]) -> None:
+    """Raise ValueError for a picture so long that its square takes too many pixels even when it is a tile wide."""
+    for number, plan in enumerate(plans):
+        if plan.tiling.square and plan.frame_height * plan.tiling.tile_size > MAX_PIXELS:
+            raise ValueError(
+                f"picture {number}: {plan.height} x {plan.width} pixels (height x width) are too long for a square; "
+                f"cut it to {MAX_PIXELS // plan.tiling.tile_size} pixels"
+            )
 
 
 def _padded(picture: torch.Tensor, plan: TilePlan) -> torch.Tensor:
@@ -269,6 +294,36 @@ def _padded(picture: torch.Tensor, plan: TilePlan) -> torch.Tensor:
     canvas = picture.new_zeros(plan.canvas_height, plan.canvas_width, 3).permute(2, 0, 1)
     canvas[:, : plan.resized_height, : plan.resized_width] = picture
     return canvas
+
+
+def _squared(picture: torch.Tensor, plan: TilePlan, mean: Sequence[float], resample: int) -> torch.Tensor:
+    """The picture in the middle of a square, resized to a tile, to the last digit as Pillow resizes the whole square.
+
+    Pillow resizes columns first, each row on its own, then rows. The square is never made: it is as large as the
+    longer side of the picture is long both ways.
+
+    Args:
+        picture: uint8 (3, height, width), source pixels.
+        plan: Of one tile.
+        mean: Of the channels, 0 to 1; its whole part of 255 is the colour of the padding.
+        resample: Filter, as Pillow numbers them.
+
+    Returns:
+        uint8 (3, tile_size, tile_size), on the device of the picture.
+    """
+    side, frame = plan.tiling.tile_size, plan.frame_height
+    colour = np.array([int(channel * 255) for channel in mean], dtype=np.uint8)
+    pixels = picture.permute(1, 2, 0).cpu().numpy()
+    narrowed = np.broadcast_to(colour, (frame, side, 3)).copy()
+    at_a_time = max(1, _PIXELS_AT_A_TIME // frame)
+    for first in range(0, plan.height, at_a_time):
+        rows = pixels[first : first + at_a_time]
+        padded = np.broadcast_to(colour, (len(rows), frame, 3)).copy()
+        padded[:, plan.left : plan.left + plan.width] = rows
+        top = plan.top + first
+        narrowed[top : top + len(rows)] = np.asarray(Image.fromarray(padded).resize((side, len(rows)), resample))
+    square = Image.fromarray(narrowed).resize((side, side), resample)
+    return tvF.pil_to_tensor(square).to(picture.device)
 
 
 def _cover_regions(

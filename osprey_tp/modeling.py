@@ -43,6 +43,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         runs_every_part: Run tower, projector and region encoder on a blank tile and region where a batch has none, so
             that no process of a distributed run waits for a part that another skips, and every part has a gradient,
             which is then zero. Not saved; training sets it.
+        region_encoder: None in a model that was loaded from a folder without one; it refuses regions.
     """
 
     def __init__(self, config: OspreyTPConfig) -> None:
@@ -50,7 +51,7 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         self.runs_every_part = False
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.projector = build_projector(config)
-        self.region_encoder = RegionEncoder(config)
+        self.region_encoder: RegionEncoder | None = RegionEncoder(config)
         self.language_model = AutoModel.from_config(config.text_config)
         language_models.require_fit(self.language_model)
         self.post_init()
@@ -93,9 +94,9 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
             [self.config.tile_separator_token_id, self.config.row_separator_token_id], device=tokens.device
         )
         table = torch.cat([self.get_input_embeddings()(separators).to(tokens.dtype), tokens.flatten(0, 1)])
-        pictures, first = [], 0
+        pictures, first, tiling = [], 0, self.config.tiling
         for rows, cols in tile_grids.tolist():
-            layout = visual_token_layout(rows, cols, tokens.shape[1], self.config.tiling.thumbnail)
+            layout = visual_token_layout(rows, cols, tokens.shape[1], tiling.thumbnail, separators=tiling.separators)
             places = torch.from_numpy(layout).to(tokens.device)
             pictures.append(table[torch.where(places < len(separators), places, places + first)])
             first += self._count_tiles(rows, cols) * tokens.shape[1]
@@ -120,7 +121,14 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
 
         Returns:
             (regions·r, D).
+
+        Raises:
+            ValueError: if the model has no region encoder.
         """
+        if self.region_encoder is None:
+            raise ValueError(
+                "this model has no region encoder: ask about whole pictures, or train stage 2 from its folder first"
+            )
         tiles = [self._count_tiles(rows, cols) for rows, cols in tile_grids.tolist()]
         first_tiles = torch.tensor([0, *tiles[:-1]], device=cells.device).cumsum(0)
         first_cells = first_tiles[region_image_index] * cells.shape[2]

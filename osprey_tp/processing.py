@@ -27,10 +27,10 @@ from transformers import (
 )
 from transformers.processing_utils import MultiModalData
 
-from osprey_tp.configuration import OspreyTPConfig
+from osprey_tp.configuration import CHOICES, OspreyTPConfig
 from osprey_tp.image_processing import OspreyTPImageProcessor
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
-from osprey_tp.tiling import TilePlan, Tiling, count_visual_tokens
+from osprey_tp.tiling import TilePlan, Tiling
 
 IGNORED_LABEL = -100
 """Label of every token that is not part of an answer."""
@@ -135,7 +135,7 @@ class OspreyTPProcessor(ProcessorMixin):
             patch_size=tiling.patch_size,
             scale_factor=tiling.scale_factor,
             max_tiles=tiling.max_tiles,
-            **{name: getattr(config, name) for name in ("resize_mode", "thumbnail_source", "region_pooling")},
+            **{name: getattr(config, name) for name in CHOICES},
             spatial_side=config.spatial_side if config.spatial_token else 0,
             **image_choices,
         )
@@ -147,9 +147,7 @@ class OspreyTPProcessor(ProcessorMixin):
             "tile_size": config.tiling.tile_size,
             "patch_size": config.tiling.patch_size,
             "scale_factor": config.scale_factor,
-            "resize_mode": config.resize_mode,
-            "thumbnail_source": config.thumbnail_source,
-            "region_pooling": config.region_pooling,
+            **{name: getattr(config, name) for name in CHOICES},
             "spatial_side": config.spatial_side if config.spatial_token else 0,
         }
         found = {name: getattr(self.image_processor, name) for name in expected}
@@ -209,8 +207,7 @@ class OspreyTPProcessor(ProcessorMixin):
             vision = self._process_pictures(pictures, regions_of)
             tiling = self.image_processor.tiling
             expansions = [
-                IMAGE_TOKEN * count_visual_tokens(rows, cols, tiling.tokens_per_tile, tiling.thumbnail)
-                for rows, cols in vision["tile_grids"].tolist()
+                IMAGE_TOKEN * tiling.count_visual_tokens(rows, cols) for rows, cols in vision["tile_grids"].tolist()
             ]
         prompts, offsets = self.get_text_with_replacements(prompts, expansions)
         text_inputs = dict(self.tokenizer(prompts, return_tensors=return_tensors, **text_options))

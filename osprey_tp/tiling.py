@@ -5,15 +5,19 @@ This module owns the geometry. It is plain arithmetic, and everything that needs
 Four frames follow one another:
 
 - *source pixels*: the picture as it was given, ``height`` x ``width``.
-- *resized pixels*: the picture scaled, aspect kept, so that it touches two opposite sides of the canvas. A source
-  coordinate times ``resized / source`` (one ratio a side, because each side is rounded) is a resized coordinate.
-- *canvas pixels*: ``rows * tile_size`` x ``cols * tile_size``. The resized picture lies at its top left, so resized and
+- *resized pixels*: the *frame* scaled, aspect kept, so that it touches two opposite sides of the canvas. The frame is
+  the picture; in the square layout it is the square of the picture's longer side, with the picture in its middle,
+  ``top`` and ``left`` source pixels from its edges. A coordinate in the frame times ``resized / frame`` (one ratio a
+  side, because each side is rounded) is a resized coordinate.
+- *canvas pixels*: ``rows * tile_size`` x ``cols * tile_size``. The resized frame lies at its top left, so resized and
   canvas coordinates are equal; the rest is padding. The canvas is cut into ``rows * cols`` tiles, row by row. When
   there is more than one, a thumbnail (the whole picture in one tile) follows as the last.
 - *cells*: the patches of the vision tower, ``cells_per_side`` x ``cells_per_side`` a tile. They are numbered tile by
   tile (tiles row by row) and row by row inside a tile. The thumbnail's cells are not numbered.
 
-Grid tables, score and rounding are those of TokenPacker-HD (Li et al., 2024, https://arxiv.org/abs/2407.02392).
+Grid tables, score and rounding are those of TokenPacker-HD (Li et al., 2024, https://arxiv.org/abs/2407.02392). The
+square layout is that of LLaVA-1.5 (`image_aspect_ratio` "pad"), of TokenPacker without HD and of LLaVA-STF: one tile,
+no separators.
 """
 
 from dataclasses import dataclass
@@ -46,8 +50,9 @@ class Tiling:
         tile_size: Side of a tile in canvas pixels.
         patch_size: Side of a cell in canvas pixels (the patch of the vision tower); divides ``tile_size``.
         scale_factor: The projector turns ``scale_factor**2`` cells into one visual token; divides ``cells_per_side``.
-        max_tiles: 9, 16 or 25, the most tiles a picture is cut into (the thumbnail not counted).
+        max_tiles: 9, 16 or 25, the most tiles a picture is cut into (the thumbnail not counted); 1 for squares.
         thumbnail: A picture of more than one tile is followed by a thumbnail.
+        square: Every picture is one tile, padded to a square, and its visual tokens have no separators.
 
     Raises:
         ValueError: If the numbers do not fit together.
@@ -58,13 +63,16 @@ class Tiling:
     scale_factor: int = 2
     max_tiles: int = 9
     thumbnail: bool = True
+    square: bool = False
 
     def __post_init__(self) -> None:
         for name in ("tile_size", "patch_size", "scale_factor", "max_tiles"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
-        if self.max_tiles not in MAX_TILES:
+        if self.square and self.max_tiles != 1:
+            raise ValueError(f"max_tiles must be 1 where every picture is one square, not {self.max_tiles}")
+        if not self.square and self.max_tiles not in MAX_TILES:
             raise ValueError(f"max_tiles must be one of {MAX_TILES}, not {self.max_tiles}")
         if self.tile_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide tile_size {self.tile_size}")
@@ -89,6 +97,11 @@ class Tiling:
         return (self.cells_per_side // self.scale_factor) ** 2
 
     @property
+    def separators(self) -> bool:
+        """Whether separators stand between tiles and after rows of them."""
+        return not self.square
+
+    @property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """Candidate tile grids (rows, cols); of equal scores the first wins."""
         return tuple(grid for grid in _GRIDS if grid[0] * grid[1] <= self.max_tiles)
@@ -102,6 +115,10 @@ class Tiling:
         """Tile grid (rows, cols) with the highest published score for a picture of ``height`` x ``width`` pixels."""
         _check_size(height, width)
         return max(self.grids, key=lambda grid: self._score(grid, height, width))
+
+    def count_visual_tokens(self, rows: int, cols: int) -> int:
+        """Visual tokens, separators included, of a ``rows`` x ``cols`` grid."""
+        return count_visual_tokens(rows, cols, self.tokens_per_tile, self.thumbnail, separators=self.separators)
 
     def plan(self, height: int, width: int) -> "TilePlan":
         """Apply the rules to a picture of ``height`` x ``width`` source pixels."""
@@ -134,6 +151,8 @@ class TilePlan:
         _check_size(self.height, self.width)
         if self.rows < 1 or self.cols < 1:
             raise ValueError(f"a tile grid has at least one row and one column, not {self.rows} x {self.cols}")
+        if self.tiling.square and self.rows * self.cols != 1:
+            raise ValueError(f"a square is one tile, not {self.rows} x {self.cols}")
 
     @property
     def canvas_height(self) -> int:
@@ -145,9 +164,29 @@ class TilePlan:
         """Canvas pixels."""
         return self.cols * self.tiling.tile_size
 
+    @property
+    def frame_height(self) -> int:
+        """Source pixels."""
+        return max(self.height, self.width) if self.tiling.square else self.height
+
+    @property
+    def frame_width(self) -> int:
+        """Source pixels."""
+        return max(self.height, self.width) if self.tiling.square else self.width
+
+    @property
+    def top(self) -> int:
+        """Rows of the frame above the picture, in source pixels; where padding is odd, one row more follows below."""
+        return (self.frame_height - self.height) // 2
+
+    @property
+    def left(self) -> int:
+        """Columns of the frame before the picture, in source pixels."""
+        return (self.frame_width - self.width) // 2
+
     @cached_property
     def _resized_size(self) -> tuple[int, int]:
-        return _fit(self.height, self.width, self.canvas_height, self.canvas_width)
+        return _fit(self.frame_height, self.frame_width, self.canvas_height, self.canvas_width)
 
     @cached_property
     def _thumbnail_size(self) -> tuple[int, int]:
@@ -155,12 +194,12 @@ class TilePlan:
 
     @property
     def resized_height(self) -> int:
-        """Height of the picture on the canvas, in canvas pixels."""
+        """Height of the frame on the canvas, in canvas pixels."""
         return self._resized_size[0]
 
     @property
     def resized_width(self) -> int:
-        """Width of the picture on the canvas, in canvas pixels."""
+        """Width of the frame on the canvas, in canvas pixels."""
         return self._resized_size[1]
 
     @property
@@ -189,9 +228,15 @@ class TilePlan:
         return self.rows * self.cols * self.tiling.cells_per_tile
 
     @property
+    def cells_per_source_pixel(self) -> float:
+        """How many cells a source pixel fills."""
+        canvas_pixels = self.resized_height * self.resized_width / (self.frame_height * self.frame_width)
+        return canvas_pixels / self.tiling.patch_size**2
+
+    @property
     def num_visual_tokens(self) -> int:
         """Visual tokens with their separators, thumbnail included."""
-        return count_visual_tokens(self.rows, self.cols, self.tiling.tokens_per_tile, self.tiling.thumbnail)
+        return self.tiling.count_visual_tokens(self.rows, self.cols)
 
     def cell_of_source_pixel(self, y: int, x: int) -> int:
         """Index of the cell that holds the centre of source pixel (y, x).
@@ -201,8 +246,8 @@ class TilePlan:
         """
         if not (0 <= y < self.height and 0 <= x < self.width):
             raise ValueError(f"pixel (y={y}, x={x}) lies outside the picture of {self.height} x {self.width} pixels")
-        canvas_y = (y + 0.5) * self.resized_height / self.height
-        canvas_x = (x + 0.5) * self.resized_width / self.width
+        canvas_y = (self.top + y + 0.5) * self.resized_height / self.frame_height
+        canvas_x = (self.left + x + 0.5) * self.resized_width / self.frame_width
         return self.cell_index(int(canvas_y // self.tiling.patch_size), int(canvas_x // self.tiling.patch_size))
 
     def cell_index(self, cell_row: int, cell_col: int) -> int:
@@ -221,15 +266,12 @@ class TilePlan:
             raise ValueError(f"cell {index} does not exist; the picture has {self.num_cells} cells")
         side, patch = self.tiling.cells_per_side, self.tiling.patch_size
         tile, cell = divmod(index, self.tiling.cells_per_tile)
-        top = (tile // self.cols * side + cell // side) * patch
-        left = (tile % self.cols * side + cell % side) * patch
-        y_ratio, x_ratio = self.height / self.resized_height, self.width / self.resized_width
-        return (
-            min(left, self.resized_width) * x_ratio,
-            min(top, self.resized_height) * y_ratio,
-            min(left + patch, self.resized_width) * x_ratio,
-            min(top + patch, self.resized_height) * y_ratio,
-        )
+        canvas_y = (tile // self.cols * side + cell // side) * patch
+        canvas_x = (tile % self.cols * side + cell % side) * patch
+        y_ratio, x_ratio = self.frame_height / self.resized_height, self.frame_width / self.resized_width
+        y0, y1 = (min(max(y * y_ratio - self.top, 0.0), self.height) for y in (canvas_y, canvas_y + patch))
+        x0, x1 = (min(max(x * x_ratio - self.left, 0.0), self.width) for x in (canvas_x, canvas_x + patch))
+        return x0, y0, x1, y1
 
 
 def count_tiles(rows: int, cols: int, thumbnail: bool = True) -> int:
@@ -238,18 +280,25 @@ def count_tiles(rows: int, cols: int, thumbnail: bool = True) -> int:
     return tiles + 1 if thumbnail and tiles > 1 else tiles
 
 
-def count_visual_tokens(rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True) -> int:
+def count_visual_tokens(
+    rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True, *, separators: bool = True
+) -> int:
     """Visual tokens of a ``rows`` x ``cols`` grid: tiles, thumbnail and separators (`visual_token_layout`)."""
+    of_tiles = count_tiles(rows, cols, thumbnail) * tokens_per_tile
+    if not separators:
+        return of_tiles
     tile_separators = rows * (cols - 1)
     row_separators = rows + count_tiles(rows, cols, thumbnail) - rows * cols
-    return count_tiles(rows, cols, thumbnail) * tokens_per_tile + tile_separators + row_separators
+    return of_tiles + tile_separators + row_separators
 
 
-def visual_token_layout(rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True) -> np.ndarray:
+def visual_token_layout(
+    rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True, *, separators: bool = True
+) -> np.ndarray:
     """Order of visual tokens and separators of one picture.
 
     Tiles of a row are joined by the tile separator and closed by the row separator. With more than one tile, the
-    thumbnail, where there is one, and another row separator follow.
+    thumbnail, where there is one, and another row separator follow. Without separators, tile follows tile.
 
     Returns:
         int64 (`count_visual_tokens`,): indices into the sequence [tile separator, row separator, token 0 of tile 0,
@@ -257,10 +306,12 @@ def visual_token_layout(rows: int, cols: int, tokens_per_tile: int, thumbnail: b
     """
     num_tokens = count_tiles(rows, cols, thumbnail) * tokens_per_tile
     tiles = FIRST_TILE_TOKEN_INDEX + np.arange(num_tokens, dtype=np.int64).reshape(-1, tokens_per_tile)
+    if not separators:
+        return tiles.reshape(-1)
     grid = tiles[: rows * cols].reshape(rows, cols, tokens_per_tile)
-    separators = np.full((rows, cols, 1), TILE_SEPARATOR_INDEX, dtype=np.int64)
-    separators[:, -1] = ROW_SEPARATOR_INDEX
-    layout = np.concatenate([grid, separators], axis=2).reshape(-1)
+    ends = np.full((rows, cols, 1), TILE_SEPARATOR_INDEX, dtype=np.int64)
+    ends[:, -1] = ROW_SEPARATOR_INDEX
+    layout = np.concatenate([grid, ends], axis=2).reshape(-1)
     if len(tiles) == rows * cols:
         return layout
     return np.concatenate([layout, tiles[-1], [ROW_SEPARATOR_INDEX]])

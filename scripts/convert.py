@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from osprey_tp.conversion_digest import Digest
     from osprey_tp.conversion_folder import Converted
 
 
@@ -56,28 +57,20 @@ def _run(options: argparse.Namespace) -> str:
         template=options.template,
         dtype=options.dtype,
         max_shard_size=options.max_shard_size,
+        verify=options.verify,
     )
-    said = _summary(convert(options.source, options.out, conversion), options.out)
-    return said + _verification(options.out) if options.verify else said
+    return _summary(convert(options.source, options.out, conversion), options.out)
 
 
 def _summary(done: Converted, out: Path) -> str:
     lines = [f"{done.kind}: {done.weights} weights, {done.size / 1e9:.2f} GB", *done.facts, f"wrote {out}"]
+    if done.digest is not None:
+        lines += _verification(done.digest)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _verification(folder: Path) -> str:
-    """The digest of a converted folder, with the figures that it is made of."""
-    from transformers.utils import logging
-
-    from osprey_tp.conversion_digest import digest_of
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a region encoder that is not there is told in one line
-    try:
-        digest = digest_of(folder)
-    finally:
-        logging.set_verbosity(verbosity)
+def _verification(digest: Digest) -> list[str]:
+    """A digest, with the figures that it is made of."""
     lines = [f"digest {digest.text}"]
     for number, (prompt, answer, figures) in enumerate(
         zip(digest.prompt_ids, digest.answer_ids, digest.figures, strict=True), start=1
@@ -85,7 +78,7 @@ def _verification(folder: Path) -> str:
         parts = ("visual", "logits") if len(figures) == 4 else ("visual", "region", "logits")
         sizes = ", ".join(f"{part} {figures[2 * n]:.6g} {figures[2 * n + 1]:.6g}" for n, part in enumerate(parts))
         lines.append(f"question {number}: {len(prompt)} tokens, answer {' '.join(map(str, answer))}; {sizes}")
-    return "".join(f"{line}\n" for line in lines)
+    return lines
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,14 +95,19 @@ def _parser() -> argparse.ArgumentParser:
         "--scale-factor", type=int, metavar="N", help="2, 3 or 4; by default as config.json says, else 2"
     )
     parser.add_argument(
-        "--max-tiles", type=int, metavar="N", help="patch number 9, 16 or 25; by default as config.json says, else 9"
+        "--max-tiles",
+        type=int,
+        metavar="N",
+        help="patch number 9, 16 or 25, or 1 for one padded square a picture; by default as config.json says",
     )
     parser.add_argument("--template", metavar="NAME", help="chat template: vicuna_v1 (default), plain, chatml")
     parser.add_argument("--dtype", metavar="NAME", help="float32, float16 or bfloat16; by default each weight's own")
     parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="of the files written, and held in memory (%(default)s)"
     )
-    parser.add_argument("--verify", action="store_true", help="run a fixed picture through DST and print a digest")
+    parser.add_argument(
+        "--verify", action="store_true", help="make DST only if it answers about a fixed picture; print a digest"
+    )
     parser.add_argument("--reverse", action="store_true", help="SRC is a folder of ours: write the published layout")
     return parser
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,9 +43,9 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 KINDS = {
     "TokenPacker-HD with Osprey": ("tokenpacker", True, {}, 2, 9),
     "TokenPacker-HD": ("tokenpacker", False, {"scale_factor": 3, "patch_num": 16}, 3, 16),
-    "TokenPacker": ("tokenpacker", False, {"scale_factor": 4, "image_aspect_ratio": "pad"}, 4, 9),
-    "LLaVA-1.5": ("mlp", False, {"model_type": "llava_llama", "image_aspect_ratio": "pad"}, 1, 9),
-    "LLaVA-STF": ("stf", False, {"mm_patch_merge_type": "flat"}, 2, 9),
+    "TokenPacker": ("tokenpacker", False, {"scale_factor": 4, "image_aspect_ratio": "pad"}, 4, 1),
+    "LLaVA-1.5": ("mlp", False, {"model_type": "llava_llama", "image_aspect_ratio": "pad"}, 1, 1),
+    "LLaVA-STF": ("stf", False, {"mm_patch_merge_type": "flat", "image_aspect_ratio": "absent"}, 2, 1),
 }
 
 
@@ -61,7 +62,8 @@ def test_every_kind_is_recognised_and_comes_back_byte_for_byte(
     said = capsys.readouterr().out
     assert said.startswith(f"{kind}: ")
     assert ("no region encoder" in said) == (not regions)
-    assert ("trained on one square a picture" in said) == ("HD" not in kind)
+    assert ("visual tokens a picture, one square" in said) == (max_tiles == 1)
+    assert ("the middle of a picture alone" in said) == (changes.get("image_aspect_ratio") == "absent")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert (config["projector_type"], config["scale_factor"], config["max_tiles"]) == (
         projector,
@@ -69,6 +71,9 @@ def test_every_kind_is_recognised_and_comes_back_byte_for_byte(
         max_tiles,
     )
     assert (config["preset"], config["dtype"]) == ("published", "float32")
+    assert (config["picture_layout"], config["resize_mode"]) == (
+        ("square", "antialiased") if max_tiles == 1 else ("tiles", "published")
+    )
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) >= 3
 
     run(tmp_path / "model", tmp_path / "back", "--reverse", "--max-shard-size", "2MB")
@@ -76,7 +81,12 @@ def test_every_kind_is_recognised_and_comes_back_byte_for_byte(
     assert back.keys() == published.shapes_of(projector, regions).keys()
     of_source = {name: w for file in source.glob("*.bin") for name, w in torch.load(file).items()}
     assert all(torch.equal(weight, of_source[name]) for name, weight in back.items())
+    said = capsys.readouterr().out
+    assert said.startswith(f"{kind}: ") and "in its own way" not in said
     flat = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (flat["image_aspect_ratio"], flat.get("patch_num")) == (
+        ("pad", None) if max_tiles == 1 else ("slice", max_tiles)
+    )
     original = published.published_config(projector)
     same = ("model_type", "architectures", *published.LANGUAGE, "mm_hidden_size", "mm_vision_select_layer")
     assert {name: flat[name] for name in same} == {name: original[name] for name in same}
@@ -112,9 +122,28 @@ def test_names_and_shapes_of_the_published_sizes(projector: str, size: str) -> N
     assert vision.to_dict() == clip.to_dict()
 
 
-def test_training_goes_on_from_a_checkpoint_without_regions(tmp_path: Path) -> None:
+def test_a_checkpoint_without_regions_refuses_them_until_it_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Stage 2 begins a region encoder, as after stage 1; stage 3 is refused, since none was trained."""
-    run(published.write_checkpoint(tmp_path / "source", regions=False), tmp_path / "model")
+    run(published.write_checkpoint(tmp_path / "source", regions=False), tmp_path / "model", "--verify")
+    said = capsys.readouterr()
+    assert re.search(r"^digest \w{16}\n", said.out, re.M) and "MISSING" not in said.out + said.err
+    describer = RegionDescriber.from_pretrained(tmp_path / "model", device="cpu")
+    session = describer.open(fixed_picture())
+    (answer,) = session.ask_groups([[]], ["What is shown?"], max_new_tokens=4)
+    assert answer == session.chat("What is shown?", max_new_tokens=4)
+    refused = r"this model has no region encoder: ask about whole pictures, or train stage 2 from its folder first$"
+    for question in (
+        lambda: session.ask(fixed_regions()),
+        lambda: next(session.stream(fixed_regions()[:1], "What is <mask>?")),
+        lambda: session.chat("What is it?", fixed_regions()[:1]),
+        lambda: session.score(["a", "b"], fixed_regions()),
+    ):
+        with pytest.raises(ValueError, match=refused):
+            question()
+    describer.model.save_pretrained(tmp_path / "saved")
+    assert weights_of(tmp_path / "saved").keys() == weights_of(tmp_path / "model").keys()
     given = [f"model={tmp_path / 'model'}", "data=d", "output=o"]
     start, processor = load_start(load_settings(None, ["stage=2", *given]))
     state = start.state_dict()
@@ -122,6 +151,31 @@ def test_training_goes_on_from_a_checkpoint_without_regions(tmp_path: Path) -> N
     assert processor.chat_template == chat_template("vicuna_v1")
     with pytest.raises(ValueError, match=r"the weights of the region_encoder are missing \(10 of 10"):
         load_start(load_settings(None, ["stage=3", *given]))
+
+
+@pytest.mark.parametrize("name", ["model.region_encoder.output.bias", "model.projector.mlp.0.weight", "surplus"])
+def test_no_weight_is_made_up(model: Path, name: str, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    weights = weights_of(model) | {"surplus": torch.ones(1)}
+    if name != "surplus":
+        del weights[name], weights["surplus"]
+    published.write_weights(tmp_path / "model", weights, ".safetensors")
+    what = "weights belong to no module" if name == "surplus" else "weights are missing"
+    with pytest.raises(ValueError, match=rf"model: 1 {what}.*, among them {re.escape(name)}; [^\n]+$"):
+        RegionDescriber.from_pretrained(tmp_path / "model", device="cpu")
+
+
+def test_what_does_not_verify_is_not_made(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(source, tmp_path / "source")
+    weights = {name: w for file in source.glob("*.bin") for name, w in torch.load(file).items()}
+    weights["lm_head.weight"][3] = math.nan
+    published.write_weights(tmp_path / "source", weights)
+    before = sorted(tmp_path.iterdir())
+    assert convert.main([str(tmp_path / "source"), str(tmp_path / "model"), "--verify"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert f"--verify failed, and {tmp_path / 'model'} was not made: the converted model makes numbers" in said.err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from osprey_tp import OspreyTPForConditionalGeneration, OspreyTPProcessor
-from osprey_tp.masks import published_coverage, published_shape
 from osprey_tp.tiling import TilePlan
 from scripts import convert
 
 from . import published_checkpoints as published
 from .golden_recipe import GOLDEN, golden_canvas_masks, load_json, normal
+from .mask_coverage import published_coverage, published_shape
 from .test_processing import as_messages, published_view
 
 CASES = {letter: load_json(f"{letter}_{name}.json") for letter, name in (

@@ -23,10 +23,9 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations import deepspeed as deepspeed_integration
-from transformers.utils import logging
 
 from osprey_tp.configuration import OspreyTPConfig
-from osprey_tp.model_folder import pixel_scale, require_merged
+from osprey_tp.model_folder import pixel_scale, quietly, require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
 from osprey_tp.projectors import build_projector
@@ -118,7 +117,7 @@ def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGenerati
 
 def _load(loader: Any, folder: Path, attention: str) -> tuple[Any, list[str]]:
     """`from_pretrained` in float32 that refuses surplus and ill-shaped weights, and names those that are missing."""
-    with _naming(folder), _quiet():
+    with _naming(folder), quietly():
         try:
             model, found = loader.from_pretrained(
                 folder,
@@ -236,17 +235,6 @@ def _naming(place: Path | str) -> Iterator[None]:
         text = " ".join(str(error).split())
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(text if text.startswith(str(place)) else f"{place}: {text}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing the tables of missing weights that become one line here."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 @contextmanager
