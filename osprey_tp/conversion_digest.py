@@ -65,7 +65,7 @@ def digest_of(folder: Path, device: str | None = None) -> Digest:
         ValueError: if a logit is no number.
     """
     from osprey_tp.conversion import REGION_ENCODER_PREFIX
-    from osprey_tp.conversion_files import list_weights
+    from osprey_tp.weights import list_weights
 
     describer = RegionDescriber.from_pretrained(folder, device=device)
     picture = fixed_picture()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from osprey_tp.outside import read_json
 
 ADAPTER_FOLDER = "adapter"
 """Name of the folder, inside that of a run, that holds the adapters that the run trained."""
@@ -27,7 +28,7 @@ def pixel_scale(tower: Path) -> dict[str, Any]:
     """
     file = tower / "preprocessor_config.json"
     try:
-        saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        saved = read_json(file) if file.is_file() else {}
         return {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is no JSON object ({error}); copy it again") from error
+    except TypeError as error:
+        raise ValueError(f"{file} is no JSON object; copy it again") from error
