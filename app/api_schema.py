@@ -92,7 +92,7 @@ def _place(location: Sequence[str | int], data: Any, missing: bool) -> list[str 
     """The part of a location that leads through the data, without the names of the forms that were tried."""
     place: list[str | int] = []
     for part in location:
-        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int)):
+        if (isinstance(data, dict) and part in data) or (isinstance(data, list) and part in range(len(data))):
             data = data[part]  # type: ignore[index]
             place.append(part)
     return [*place, location[-1]] if missing else place

@@ -27,6 +27,7 @@ from app.chat_schema import ChatAbout, ChatRequest, RequestError, read_conversat
 from app.generation import ContextLengthError, Outcome, generate
 from app.service import Service
 from app.waiting_line import LineFullError, Place, TimeLimitError
+from osprey_tp.outside import parse_json
 
 CLIENT_CLOSED_REQUEST = 499
 
@@ -129,8 +130,8 @@ def _require_model(asked: str, served: str) -> None:
 
 def _parse(body: bytes) -> ChatRequest:
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
+        data = parse_json(body, "the body")
+    except ValueError:
         raise RequestError("the body is no JSON") from None
     if not isinstance(data, dict):
         raise RequestError("the body is no JSON object")

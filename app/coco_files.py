@@ -18,6 +18,7 @@ from typing import Any
 from app.found import Found
 from app.state import Shape
 from osprey_tp.masks import to_mask
+from osprey_tp.outside import parse_json
 
 MOST_REGIONS = 512
 LONGEST_TEXT = 2000  # characters of a caption
@@ -97,8 +98,8 @@ def _category(region: Found) -> str:
 def _parse(content: str | bytes) -> Any:
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = parse_json(text, "the file")
+    except ValueError:
         raise ValueError("the file is no JSON in UTF-8; a COCO file of masks is needed") from None
     if not isinstance(data, list | dict) or (isinstance(data, dict) and "annotations" not in data):
         raise ValueError('the file is no COCO file: it has no "annotations"')

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from pycocotools import mask as coco_mask
-
 from app.state import Shape
 from osprey_tp.mask_selection import distinct_masks
+from osprey_tp.run_lengths import Runs
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Found:
     @classmethod
     def of(cls, shape: Shape, category: str = "", caption: str = "") -> "Found":
         """With the box and the area that the shape has."""
-        x, y, width, height = (int(value) for value in coco_mask.toBbox(shape.rle))
-        return cls(shape, (x, y, x + width, y + height), int(coco_mask.area(shape.rle)), category, caption)
+        runs = Runs.of_rle(shape.rle, *shape.rle["size"])
+        return cls(shape, runs.box, runs.area, category, caption)
 
     @property
     def label(self) -> str:

@@ -17,11 +17,11 @@ from data_pipelines.records import (
     Region,
     RegionRecord,
     Turn,
-    confined_path,
     record_problems,
 )
 from osprey_tp.images import load_image
 from osprey_tp.masks import rle_area
+from osprey_tp.outside import confined_path
 
 NO_RECORD = "row that is no record"
 REPEATED_ID = "record id stands twice"

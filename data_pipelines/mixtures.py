@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from data_pipelines.length_order import grouped_by_length
 from data_pipelines.prompts import PROMPT_STYLES, PromptStyle
 from data_pipelines.records import Purpose, RecordFolder
+from osprey_tp.outside import read_yaml
 
 FolderLike = str | Path | RecordFolder
 
@@ -121,13 +122,8 @@ def read_mixture(file: str | Path) -> Mixture:
         ValueError: naming file and key, for what is no mixture, an unknown or missing key, a value of a wrong type.
         OSError: if the file cannot be read.
     """
-    import yaml
-
     file = Path(file)
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} is no mixture; it must hold `folders:` and, if wanted, `seed:`")
     _refuse_unknown(content, [field.name for field in fields(Mixture)], f"{file}")

@@ -17,9 +17,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from osprey_tp.outside import confined_path, one_line, parse_json, read_json
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ FOLDER_FORMAT = "osprey_tp region records 2"
 Purpose = Literal["training", "evaluation"]
 """What a folder of records is for: one for evaluation may hold questions without answers, and nobody trains on it."""
 
-REGION_REFERENCE = re.compile(r"<region(\d+)>")
+_ROWS_AT_A_TIME = 2048
+
+REGION_REFERENCE = re.compile(r"<region(\d{1,9})>")
 """How the texts of turns refer to regions: `<region1>` is the first region of the record."""
 
 
@@ -159,21 +162,6 @@ def _order_problems(record: RegionRecord, purpose: Purpose) -> list[Problem]:
     return []
 
 
-def confined_path(root: Path, relative: str) -> Path:
-    """The file at `relative` below `root`.
-
-    Raises:
-        ValueError: if the path is empty, absolute, or leaves the root by `..` or through a symbolic link.
-    """
-    path = PurePosixPath(relative.replace("\\", "/"))
-    if not relative or "\0" in relative or path.is_absolute() or ".." in path.parts or Path(relative).drive:
-        raise ValueError(f"image path {relative!r} is not a relative path inside the image folder {root}")
-    resolved = (root / path).resolve()
-    if not resolved.is_relative_to(root.resolve()):
-        raise ValueError(f"image path {relative!r} leaves the image folder {root} through a symbolic link")
-    return resolved
-
-
 def arrow_features() -> Features:
     """The columns of a shard. The mask's size is that of the record and is not repeated."""
     from datasets import Features, List, Value
@@ -228,7 +216,9 @@ def record_from_row(row: dict[str, Any]) -> RegionRecord:
         for region in row["regions"]
     )
     turns = tuple(Turn(turn["role"], turn["text"]) for turn in row["turns"])
-    metadata = json.loads(row["metadata"]) if row["metadata"] else {}
+    metadata = parse_json(row["metadata"], f"the metadata of record {row['id']}") if row["metadata"] else {}
+    if not isinstance(metadata, dict):
+        raise ValueError(f"the metadata of record {row['id']} is no JSON object")
     return RegionRecord(row["id"], row["source"], row["image"], row["height"], row["width"], regions, turns, metadata)
 
 
@@ -257,7 +247,7 @@ class RecordFolder:
         folder = cls(path, manifest, root.resolve())
         for shard in manifest["shards"]:
             if not (path / shard["name"]).is_file():
-                raise ValueError(f"{path}: shard {shard['name']} is missing; prepare the folder again")
+                raise ValueError(f"{path}: shard {one_line(shard['name'])} is missing; prepare the folder again")
         promised = manifest["counts"]["out"]["records"]
         if len(folder) != promised:
             raise ValueError(f"{path}: {len(folder)} records, the manifest says {promised}; prepare the folder again")
@@ -265,12 +255,10 @@ class RecordFolder:
 
     @cached_property
     def _table(self) -> Dataset:
-        from datasets import Dataset, concatenate_datasets
+        from datasets import concatenate_datasets
 
         try:
-            return concatenate_datasets(
-                [Dataset.from_file(str(self.path / shard["name"])) for shard in self.manifest["shards"]]
-            )
+            return concatenate_datasets([_open_shard(self.path / shard["name"]) for shard in self.manifest["shards"]])
         except Exception as error:
             raise ValueError(f"{self.path}: a shard cannot be read ({_first_line(error)}); prepare it again") from error
 
@@ -290,6 +278,7 @@ class RecordFolder:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of a folder of {len(self)} records")
         try:
+            self._table.data.fast_slice(index % len(self), 1).validate(full=True)
             return record_from_row(self._table[index % len(self)])
         except Exception as error:
             raise ValueError(
@@ -298,7 +287,14 @@ class RecordFolder:
             ) from error
 
     def __iter__(self) -> Iterator[RegionRecord]:
-        return map(record_from_row, iter(self._table))
+        for first in range(0, len(self), _ROWS_AT_A_TIME):
+            rows = self._table.select(range(first, min(first + _ROWS_AT_A_TIME, len(self))))
+            try:
+                rows.data.validate(full=True)
+                records = [record_from_row(row) for row in rows]
+            except Exception:
+                records = [self[place] for place in range(first, first + len(rows))]  # names the one that is damaged
+            yield from records
 
     @property
     def purpose(self) -> Purpose:
@@ -309,8 +305,12 @@ class RecordFolder:
         """The pictures that records name, relative to `image_root`, each once."""
         import pyarrow.compute
 
-        names = pyarrow.compute.unique(self._table.data.column("image")).to_pylist()
-        return [name for name in names if name]
+        column = self._table.data.column("image")
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{self.path}: a shard is damaged ({_first_line(error)}); prepare it again") from error
+        return [name for name in pyarrow.compute.unique(column).to_pylist() if name]
 
     def image_path(self, record: RegionRecord) -> Path:
         """Where the record's picture is.
@@ -331,20 +331,39 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ValueError: if there is none, or it is not one of this format.
     """
     try:
-        manifest = json.loads((path / MANIFEST_NAME).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST_NAME)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{path} is not a folder of records: it has no {MANIFEST_NAME}; make one with "
             "`python -m data_pipelines prepare`"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path / MANIFEST_NAME} cannot be read: {_first_line(error)}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FOLDER_FORMAT:
         raise ValueError(f"{path / MANIFEST_NAME} is not a manifest of the format {FOLDER_FORMAT!r}")
-    for shard in manifest["shards"]:
-        if Path(shard["name"]).name != shard["name"]:
-            raise ValueError(f"{path / MANIFEST_NAME} names a shard outside the folder: {shard['name']!r}")
+    try:
+        names = [shard["name"] for shard in manifest["shards"]]
+        outside = [name for name in names if Path(name).name != name or "\0" in name]
+        _ = manifest["image_root"] + "", manifest["counts"]["out"]["records"] + 0
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path / MANIFEST_NAME} does not say which shards, pictures and records there are ({error!r}); prepare "
+            "the folder again"
+        ) from None
+    if outside:
+        raise ValueError(f"{path / MANIFEST_NAME} names a shard outside the folder: {one_line(repr(outside[0]))}")
     return manifest
+
+
+def _open_shard(path: Path) -> Dataset:
+    """A shard, memory-mapped. Arrow trusts what its file says of itself: rows are checked when they are read."""
+    from datasets import Dataset
+
+    shard = Dataset.from_file(str(path))
+    if shard.features != arrow_features():
+        raise ValueError(f"the columns of {path.name} are not those of records")
+    shard.data.validate()
+    return shard
 
 
 def _first_line(error: Exception) -> str:

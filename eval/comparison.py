@@ -6,7 +6,6 @@ bootstrap: each resample draws the same pictures for both runs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.intervals import estimate_difference
+from osprey_tp.outside import read_json
 
 if TYPE_CHECKING:
     from eval.metrics import Answers, Scoring
@@ -59,7 +59,7 @@ def _metrics(run: Path) -> dict[str, Any]:
     path = run / METRICS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{run} holds no {METRICS_FILE}; --compare takes the --out folder of a finished run")
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    found: dict[str, Any] = read_json(path)
     return found
 
 

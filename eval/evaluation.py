@@ -38,6 +38,7 @@ from eval.task_options import TaskOptions, tailored
 from eval.tasks import NEEDS, TASKS, VERBATIM, Task, each_of
 from eval.team import Step, Team
 from osprey_tp.files import sha256_of, write_text
+from osprey_tp.outside import read_json
 
 if TYPE_CHECKING:
     from eval.judge import Judge
@@ -313,7 +314,7 @@ def _ask(
 
 def _continue_run(path: Path, run: dict[str, Any]) -> None:
     """Refuse to add answers to those of another run; the control may be added later."""
-    before = {"decoding": dict(GREEDY)} | json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    before = {"decoding": dict(GREEDY)} | read_json(path) if path.is_file() else {}
     if before and run["shuffle_seed"] is None:
         run = run | {"shuffle_seed": before.get("shuffle_seed")}
     differing = [

@@ -16,7 +16,6 @@ Accuracy at IoU 0.5 counts boxes, as referring expression comprehension does, an
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,9 @@ import numpy as np
 from eval.asking import Asking, Session, Shown, prediction_of
 from eval.intervals import Array, Measure, mean_measure
 from eval.predictions import Prediction
-from eval.questions import Question, Records, region_question
+from eval.questions import Question, Records, region_question, require_masks
+from osprey_tp.outside import parse_json, read_json
+from osprey_tp.run_lengths import finite_numbers
 
 if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
@@ -83,7 +84,7 @@ class Candidates:
         return self._known[image]
 
     def _all(self, image: str, height: int, width: int) -> Iterator[Rle]:
-        from osprey_tp.masks import to_rle
+        from osprey_tp.masks import from_coco, to_rle
 
         if self.objects is None and self.proposals is None:
             yield from self.own[image]
@@ -96,7 +97,7 @@ class Candidates:
         if self.proposals is not None:
             for number, proposal in enumerate(self.proposals.get(picture_key(image), ()), start=1):
                 try:
-                    yield to_rle(proposal, height, width)
+                    yield to_rle(from_coco(proposal), height, width)
                 except ValueError as error:
                     raise ValueError(f"proposal {number} of {image}: {error}") from None
 
@@ -132,9 +133,14 @@ def picture_key(image: str | int) -> str:
 
 
 def regions_by_picture(records: Records) -> dict[str, list[Rle]]:
-    """All regions of a data folder by the path of their picture."""
+    """All regions of a data folder by the path of their picture.
+
+    Raises:
+        ValueError: the mask of one does not fit its record.
+    """
     found: dict[str, list[Rle]] = {}
     for record in records:
+        require_masks(record)
         found.setdefault(record.image, []).extend(region.segmentation for region in record.regions)
     return found
 
@@ -160,10 +166,7 @@ def read_proposals(path: Path) -> dict[str, list[Any]]:
     Raises:
         ValueError: it is no such file.
     """
-    try:
-        entries = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    entries = read_json(path)
     usable = isinstance(entries, list) and all(
         isinstance(entry, dict) and "segmentation" in entry and isinstance(entry.get("image_id"), int | str)
         for entry in entries
@@ -280,25 +283,28 @@ def chosen_region(question: Question, answer: str) -> Rle | list[float] | None:
     Returns:
         A compressed RLE, a box, or None where the answer is none of these.
     """
-    from osprey_tp.masks import to_rle
+    from osprey_tp.masks import from_coco, to_rle
 
     try:
-        said = json.loads(answer)
+        said = parse_json(answer, "the answer")
     except ValueError:
         return None
     if isinstance(said, dict):
         said = said.get("box", said.get("segmentation"))
         if isinstance(said, dict) or (isinstance(said, list) and said and isinstance(said[0], list)):
             try:
-                return to_rle(said, question.height, question.width)
+                return to_rle(from_coco(said), question.height, question.width)
             except ValueError:
                 return None
     if isinstance(said, int) and not isinstance(said, bool):
         candidates: Sequence[Rle] = question.facts["candidates"]
         return candidates[said - 1] if 1 <= said <= len(candidates) else None
-    if isinstance(said, list) and len(said) == 4 and all(isinstance(value, int | float) for value in said):
-        box = [float(value) for value in said]
-        return box if box[2] > box[0] and box[3] > box[1] else None
+    if isinstance(said, list):
+        try:
+            box = finite_numbers(said, "the box").tolist()
+        except ValueError:
+            return None
+        return box if len(box) == 4 and box[2] > box[0] and box[3] > box[1] else None
     return None
 
 

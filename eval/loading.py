@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval.questions import Records
+from osprey_tp.outside import read_json
 
 if TYPE_CHECKING:
     from osprey_tp.describer import RegionDescriber
@@ -42,8 +42,8 @@ def open_records(folder: Path) -> Records:
 
 def source_of(folder: Path) -> str:
     """The source that the records of a folder were prepared from, such as `lvis`; "" where its manifest names none."""
-    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
-    return str(manifest.get("source", ""))
+    manifest = read_json(folder / "manifest.json")
+    return str(manifest.get("source", "")) if isinstance(manifest, dict) else ""
 
 
 def load_describer(folder: Path, device: str | None = None, dtype: str | None = None) -> RegionDescriber:
@@ -67,11 +67,9 @@ def load_describer(folder: Path, device: str | None = None, dtype: str | None = 
 def _require_region_encoder(folder: Path) -> None:
     """Refuse what would be loaded with a region encoder of random weights."""
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_json(folder / "config.json")
     except FileNotFoundError:
         return  # RegionDescriber says what a model folder needs
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is no JSON: {error}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "osprey_tp":
         raise ValueError(
@@ -87,16 +85,9 @@ def _require_region_encoder(folder: Path) -> None:
 
 
 def _weight_names(folder: Path) -> list[str]:
-    from safetensors import SafetensorError, safe_open
+    from osprey_tp.weights import list_weights
 
-    names: list[str] = []
-    for path in sorted(folder.glob(WEIGHTS)):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                names += file.keys()
-        except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-    return names
+    return [name for path in sorted(folder.glob(WEIGHTS)) for name in list_weights(path)]
 
 
 def own_device(device: str | None) -> str | None:

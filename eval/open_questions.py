@@ -10,13 +10,13 @@ Both are JSON Lines or a JSON list, as Ferret and Osprey publish them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from eval.questions import Question
+from osprey_tp.outside import one_line, parse_json
 from osprey_tp.prompts import REGION_TOKEN
 
 if TYPE_CHECKING:
@@ -101,12 +101,14 @@ def read_contexts(path: Path) -> dict[str, str]:
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    content = path.read_text("utf-8")
     try:
+        content = path.read_text("utf-8")
         whole = content.lstrip().startswith("[")
-        listed = json.loads(content) if whole else [json.loads(line) for line in content.split("\n") if line.strip()]
+        texts = [content] if whole else [line for line in content.split("\n") if line.strip()]
+        values = [parse_json(text, "it") for text in texts]
     except ValueError as error:
-        raise ValueError(f"{path} is neither JSON Lines nor a JSON list: {error}") from error
+        raise ValueError(f"{path} is neither JSON Lines nor a JSON list: {one_line(error)}") from error
+    listed = values[0] if whole else values
     if not listed or not all(isinstance(entry, dict) for entry in listed):
         raise ValueError(f"{path} does not hold objects, one a line or in a list")
     return list(listed)

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+from osprey_tp.outside import parse_json
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def _parse(line: bytes, place: str) -> Prediction:
-    try:
-        fields: Any = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place} is no JSON: {error}") from error
+    fields = parse_json(line, place)
     if not isinstance(fields, dict):
         raise ValueError(f'{place} holds {type(fields).__name__}; needed is an object with "id" and "prediction"')
     for name in ("id", "prediction"):
@@ -141,10 +140,17 @@ def _parse(line: bytes, place: str) -> Prediction:
         if not isinstance(fields.get(name), int | float | None):
             raise ValueError(f'{place}: "{name}" is {fields[name]!r:.60}; needed is a number, or leave it out')
     known = {name: fields[name] for name in Prediction.__dataclass_fields__ if fields.get(name) is not None}
-    scores = known.get("scores", ())
-    if not isinstance(scores, list | tuple) or not all(isinstance(value, int | float) for value in scores):
-        raise ValueError(f'{place}: "scores" is {scores!r:.60}; needed is a list of numbers, or leave it out')
-    columns = {"references": tuple(known.get("references", ())), "scores": tuple(map(float, scores))}
+    references, scores = known.get("references", []), known.get("scores", [])
+    if not isinstance(references, list):
+        raise ValueError(f'{place}: "references" is {references!r:.60}; needed is a list of texts, or leave it out')
+    texts = {name: known[name] for name in ("id", "prediction", "question", "image", "shown_region") if name in known}
+    for name, text in [*texts.items(), *(("references", text) for text in references)]:
+        if not isinstance(text, str) or any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f'{place}: "{name}" is {text!r:.60}; needed is a text in Unicode, or leave it out')
+    try:
+        columns = {"references": tuple(references), "scores": tuple(map(float, scores))}
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f'{place}: "scores" is {scores!r:.60}; needed is a list of numbers, or leave it out') from None
     return Prediction(**known | columns)
 
 

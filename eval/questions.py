@@ -92,6 +92,21 @@ def region_question(
     )
 
 
+def require_masks(record: RegionRecord) -> None:
+    """Refuse masks that do not fit their record, before pycocotools trusts them with its memory.
+
+    Raises:
+        ValueError: naming record and region.
+    """
+    from osprey_tp.masks import rle_area
+
+    for number, region in enumerate(record.regions, start=1):
+        try:
+            rle_area(region.segmentation, record.height, record.width)
+        except ValueError as error:
+            raise ValueError(f"region {number} of record {record.id}: {error}; prepare the data again") from None
+
+
 def collect_questions(task: Task, records: Records, text: str | None = None) -> list[Question]:
     """Everything that the task asks, questions about one picture side by side.
 
@@ -101,11 +116,12 @@ def collect_questions(task: Task, records: Records, text: str | None = None) -> 
         text: asked in place of the task's own question.
 
     Raises:
-        ValueError: there is nothing to ask, or two records have the same id.
+        ValueError: there is nothing to ask, two records have the same id, or a mask does not fit its record.
     """
     by_image: dict[str, list[Question]] = {}
     record_ids: Counter[str] = Counter()
     for record in records:
+        require_masks(record)
         record_ids[record.id] += 1
         for question in task.questions(record, records.image_path(record), text or task.question):
             by_image.setdefault(question.image, []).append(question)

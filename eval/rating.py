@@ -9,7 +9,7 @@ number. Answers are rated as the model gave them, whatever the profile.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from eval.open_questions import read_contexts
 from eval.questions import Question
 from osprey_tp.files import sha256_of
 from osprey_tp.prompts import REGION_TOKEN
+from osprey_tp.run_lengths import Runs
 
 if TYPE_CHECKING:
     from eval.metrics import Material, Scoring
@@ -131,13 +132,6 @@ def relative_score(name: str, ratings: Array) -> Measure:
 
 
 def _box(region: Mapping[str, object], question: Question) -> str:
-    from pycocotools import mask as mask_utils
-
-    x, y, width, height = mask_utils.toBbox(region)
-    corners: Sequence[float] = (
-        x / question.width,
-        y / question.height,
-        (x + width) / question.width,
-        (y + height) / question.height,
-    )
+    x0, y0, x1, y1 = Runs.of_rle(region, question.height, question.width).box
+    corners = (x0 / question.width, y0 / question.height, x1 / question.width, y1 / question.height)
     return "[" + ", ".join(f"{corner:.3f}" for corner in corners) + "]"

@@ -5,7 +5,6 @@ The published model is all-MiniLM-L6-v2: mean of the last hidden states over the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from eval.checksums import folder_checksum
 from eval.intervals import Array
+from osprey_tp.outside import read_json
 
 BATCH_SIZE = 64
 DEFAULT_MAX_TOKENS = 256
@@ -40,10 +40,10 @@ class SentenceBert:
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no config.json; give the folder of a SentenceBERT model")
         pooling = folder / "1_Pooling" / "config.json"
-        if pooling.is_file() and not json.loads(pooling.read_text("utf-8")).get("pooling_mode_mean_tokens", True):
+        if pooling.is_file() and not read_json(pooling).get("pooling_mode_mean_tokens", True):
             raise ValueError(f"{folder} does not pool by the mean of its tokens; all-MiniLM-L6-v2 does")
         limits = folder / "sentence_bert_config.json"
-        limit = json.loads(limits.read_text("utf-8")).get("max_seq_length") if limits.is_file() else None
+        limit = read_json(limits).get("max_seq_length") if limits.is_file() else None
         return cls(
             AutoModel.from_pretrained(folder, local_files_only=True),
             AutoTokenizer.from_pretrained(folder, local_files_only=True),

@@ -7,7 +7,6 @@ task's `settings`, which `run.json` and `metrics.json` keep.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from eval.vocabulary import (
     vocabulary_of_names,
 )
 from osprey_tp.files import sha256_of
+from osprey_tp.outside import read_json
 
 if TYPE_CHECKING:
     from data_pipelines.records import RegionRecord
@@ -199,7 +199,7 @@ SCORERS_OF_CANDIDATES = {"segments_by_similarity": "segments_by_likelihood"}
 def _vocabulary(options: TaskOptions, records: Records, data: Path) -> Vocabulary:
     """The classes of the file that was given; else the data's own categories; else the names that occur in them."""
     names = dict.fromkeys(region.name for record in records for region in record.regions)
-    categories = json.loads((data / "manifest.json").read_text("utf-8")).get("categories", [])
+    categories = read_json(data / "manifest.json").get("categories", [])
     files = [options.classes] if options.classes is not None else []
     if options.candidates not in (None, NAMES):
         files.append(Path(str(options.candidates)))

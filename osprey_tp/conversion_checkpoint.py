@@ -25,8 +25,8 @@ from osprey_tp.conversion import (
     is_weight,
     standard_projector_name,
 )
-from osprey_tp.conversion_files import StoredWeight, holds_weights, list_weights
 from osprey_tp.model_folder import require_merged
+from osprey_tp.weights import StoredWeight, holds_weights, list_weights
 
 _PROJECTOR_FILES = ("mm_projector.bin", "mm_projector.safetensors")
 _ADAPTER_FILES = ("adapter_model.bin", "adapter_model.safetensors")

@@ -30,12 +30,13 @@ from osprey_tp.conversion import (
 )
 from osprey_tp.conversion_checkpoint import Checkpoint, naming, open_checkpoint
 from osprey_tp.conversion_digest import Digest, digest_of
-from osprey_tp.conversion_files import Outline, StoredWeight, WeightReader, few, write_shards
+from osprey_tp.conversion_files import write_shards
 from osprey_tp.conversion_tokenizer import load_tokenizer
 from osprey_tp.files import folder_aside
 from osprey_tp.model_folder import pixel_scale
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import OspreyTPProcessor, add_region_tokens
+from osprey_tp.weights import Outline, StoredWeight, WeightReader, few
 
 DEFAULT_TEMPLATE = "vicuna_v1"
 SHARD_SIZE = "5GB"

@@ -13,7 +13,7 @@ from osprey_tp import conversion_settings as published
 from osprey_tp.configuration import PRESETS, OspreyTPConfig
 from osprey_tp.conversion import REGION_ENCODER_PREFIX, PublishedName, published_name
 from osprey_tp.conversion_checkpoint import naming
-from osprey_tp.conversion_files import Outline, StoredWeight, WeightReader, few, list_weights, write_shards
+from osprey_tp.conversion_files import write_shards
 from osprey_tp.conversion_folder import (
     DEFAULT_TEMPLATE,
     SHARD_SIZE,
@@ -26,6 +26,7 @@ from osprey_tp.conversion_tokenizer import write_published_tokenizer
 from osprey_tp.files import folder_aside
 from osprey_tp.model_folder import require_merged
 from osprey_tp.processing import OspreyTPProcessor, chat_template
+from osprey_tp.weights import Outline, StoredWeight, WeightReader, few, list_weights
 
 
 def reverse(source: Path, out: Path, dtype: str | None = None, max_shard_size: int | str = SHARD_SIZE) -> Converted:

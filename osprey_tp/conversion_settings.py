@@ -7,17 +7,17 @@ differs from that under one key of its own, `osprey_tp`, which published code pa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
+from osprey_tp import outside
 from osprey_tp.configuration import OspreyTPConfig, choices_of_a_model
 from osprey_tp.conversion import PUBLISHED_REGION_ENCODER_PREFIX, PUBLISHED_TOWER_PREFIX, projector_type_of
-from osprey_tp.conversion_files import StoredWeight, few
 from osprey_tp.projectors import PROJECTORS
+from osprey_tp.weights import StoredWeight, few
 
 OWN_KEY = "osprey_tp"
 """Key of a published `config.json` under which `--reverse` writes what that file has no words for."""
@@ -43,9 +43,9 @@ _TITLES = {"tokenpacker": "TokenPacker", "mlp": "LLaVA-1.5", "stf": "LLaVA-STF"}
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object, or ValueError naming the file."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = outside.read_json(file)
     except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}); copy it again") from error
+        raise ValueError(f"{error}; copy it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} is no JSON object; copy it again")
     return content

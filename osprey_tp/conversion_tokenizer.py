@@ -13,6 +13,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from osprey_tp.outside import read_json
+
 _FILES = ("tokenizer.json", "tokenizer.model")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _BLANK = "\u2581"
@@ -65,9 +67,9 @@ def _settings(folder: Path) -> dict[str, Any]:
         file = folder / name
         if file.is_file():
             try:
-                found |= json.loads(file.read_text(encoding="utf-8"))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{file} is no JSON object ({error}); copy it again") from error
+                found |= read_json(file)
+            except TypeError as error:
+                raise ValueError(f"{file} is no JSON object; copy it again") from error
     return found
 
 

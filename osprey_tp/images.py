@@ -1,8 +1,6 @@
 """Pictures from outside: every form a picture comes in becomes one RGB picture, or one line that says why not."""
 
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,27 +9,17 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from osprey_tp.outside import one_line
+
 MAX_PIXELS = 100_000_000
 """Default limit of height times width of a picture."""
 
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """File formats that are decoded; others of Pillow's start programs or fetch further files."""
 
-_DECODING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 _SIXTEEN_BIT_TO_EIGHT = 257
 _ROWS_AT_A_TIME = 256
+_LONGEST_PATH = 4096
 _ON_ITS_SIDE = (5, 6, 7, 8)
 """Values of EXIF's orientation that swap height and width."""
 
@@ -52,12 +40,12 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ValueError: If the source cannot be read, is too large, or is no picture; the message names the source.
     """
     if isinstance(source, (str, Path)):
-        name = f"picture {source}"
+        name = _name_of(source)
         with decoding(name), open_picture(source, max_pixels, name) as picture:
             return _to_rgb(picture, name)
     if isinstance(source, Image.Image):
         filename = getattr(source, "filename", "")
-        name = f"picture {filename}" if filename else "the picture"
+        name = _name_of(filename) if filename else "the picture"
         check_pixels(source.height, source.width, max_pixels, name)
         with decoding(name):
             return _to_rgb(source, name)
@@ -74,7 +62,7 @@ def picture_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, i
     Raises:
         ValueError: As `open_picture`.
     """
-    name = f"picture {path}"
+    name = _name_of(path)
     with decoding(name), open_picture(path, max_pixels, name) as picture:
         if picture.format == "TIFF":  # which of the two sizes Pillow tells before decoding depends on its version
             upright = ImageOps.exif_transpose(picture)
@@ -90,6 +78,8 @@ def open_picture(path: str | Path, max_pixels: int, name: str) -> Image.Image:
         ValueError: If the file is no picture in one of `PICTURE_FORMATS` or has more than ``max_pixels`` pixels.
     """
     with decoding(name):
+        if Path(path).exists() and not Path(path).is_file():  # a device or a pipe may never end
+            raise ValueError("it is no file")
         picture = Image.open(path, formats=PICTURE_FORMATS)
     check_pixels(picture.height, picture.width, max_pixels, name)
     return picture
@@ -112,11 +102,15 @@ def decoding(name: str) -> Iterator[None]:
     """Turn whatever Pillow raises about a broken file into one line that starts with ``name``."""
     try:
         yield
-    except _DECODING_ERRORS as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, ValueError) and reason.startswith(name):
+    except Exception as error:  # a foreign file can make Pillow raise anything
+        if isinstance(error, ValueError) and str(error).startswith(name):
             raise
-        raise ValueError(f"{name} cannot be read: {reason or type(error).__name__}") from error
+        raise ValueError(f"{name} cannot be read: {one_line(error)}") from error
+
+
+def _name_of(path: object) -> str:
+    """What a picture of a file is called in errors."""
+    return one_line(f"picture {path}", _LONGEST_PATH)
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:

@@ -22,14 +22,16 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from osprey_tp.images import MAX_PIXELS, decoding, open_picture
+from osprey_tp.images import MAX_PIXELS, check_pixels, decoding, open_picture
+from osprey_tp.outside import one_line
 from osprey_tp.run_lengths import Runs, finite_numbers
 
 Region = Any
 """A region in any of the forms above."""
 
 _POLYGON_MARGIN = 1.0
-_LONGEST_OUTLINE = 2_000_000  # pixels; pycocotools keeps five points for each
+_LONGEST_OUTLINE = 2_000_000  # source pixels, of all polygons of a region
+_MERGED = 16  # polygons that are merged at a time
 
 
 def to_mask(region: Region, height: int, width: int, *, allow_empty: bool = False) -> np.ndarray:
@@ -72,8 +74,21 @@ def to_rle(region: Region, height: int, width: int) -> dict[str, Any]:
     Raises:
         ValueError: As `to_mask`.
     """
-    encoded = coco_mask.encode(np.asfortranarray(to_mask(region, height, width), dtype=np.uint8))
-    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+    return to_runs(region, height, width).to_rle()
+
+
+def from_coco(segmentation: Any) -> Region:
+    """A segmentation of a file or a message from outside, as it is, if it is in one of COCO's forms.
+
+    The other forms of a region may name files of this machine.
+
+    Raises:
+        ValueError: If it is neither a list of polygons nor a run-length encoding.
+    """
+    if isinstance(segmentation, list) or (isinstance(segmentation, Mapping) and "counts" in segmentation):
+        return segmentation
+    kind = "dictionary without counts" if isinstance(segmentation, Mapping) else type(segmentation).__name__
+    raise ValueError(f"a segmentation is a list of polygons or a run-length encoding, not a {kind}")
 
 
 def rle_area(rle: Mapping[str, Any], height: int, width: int) -> int:
@@ -92,8 +107,7 @@ def _refuse_empty(pixels: np.ndarray | Runs, height: int, width: int) -> None:
 
 def _pixels(region: Region, height: int, width: int) -> np.ndarray | Runs:
     """The region as it is had with least work: a boolean mask (height, width), or runs."""
-    if height < 1 or width < 1:
-        raise ValueError(f"a picture has at least one pixel, not {height} x {width} (height x width)")
+    check_pixels(height, width, MAX_PIXELS, "the picture")
     if isinstance(region, Mapping):
         return _pixels_of_dict(region, height, width)
     if isinstance(region, (str, Path, Image.Image)):
@@ -113,13 +127,16 @@ def _pixels_of_dict(region: Mapping[str, Any], height: int, width: int) -> np.nd
     if "counts" in region:
         return Runs.of_rle(region, height, width)
     if "segmentation" in region:
-        return _pixels(region["segmentation"], height, width)
+        return _pixels(from_coco(region["segmentation"]), height, width)
     if "box" in region:
         return _runs_of_box(region["box"], height, width)
     if "mask" in region:
         _check_points(region.get("points", ()), height, width)
-        return _pixels(region["mask"], height, width)
-    keys = ", ".join(sorted(map(str, region))) or "no keys"
+        mask = region["mask"]
+        if isinstance(mask, Mapping) and "counts" not in mask:
+            raise ValueError('the "mask" of a region is an array, a picture or a run-length encoding')
+        return _pixels(mask, height, width)
+    keys = one_line(", ".join(sorted(map(str, region))) or "no keys")
     raise ValueError(f'a region given as a dictionary needs "counts", "segmentation", "box" or "mask"; it has {keys}')
 
 
@@ -141,7 +158,7 @@ def _checked_array(array: np.ndarray, height: int, width: int) -> np.ndarray:
 def _picture_to_mask(source: str | Path | Image.Image, height: int, width: int) -> np.ndarray:
     if isinstance(source, Image.Image):
         return _opened_picture_to_mask(source, height, width, "the mask")
-    name = f"mask file {source}"
+    name = one_line(f"mask file {source}", 4096)
     with open_picture(source, MAX_PIXELS, name) as picture:
         return _opened_picture_to_mask(picture, height, width, name)
 
@@ -163,12 +180,46 @@ def _opened_picture_to_mask(picture: Image.Image, height: int, width: int, name:
 def _runs_of_polygons(polygons: Sequence[Any], height: int, width: int) -> Runs:
     if not polygons:
         raise ValueError("the region is empty: it has no polygon")
-    checked = [_checked_polygon(polygon, index, height, width) for index, polygon in enumerate(polygons)]
-    return Runs.of_rle(coco_mask.merge(coco_mask.frPyObjects(checked, height, width)), height, width)
+    outlines = [_checked_polygon(polygon, index, height, width) for index, polygon in enumerate(polygons)]
+    return draw_outlines(outlines, height, width)
 
 
-def _checked_polygon(polygon: Any, index: int, height: int, width: int) -> list[float]:
-    """Coordinates x1, y1, x2, y2, ... that pycocotools can draw: it walks every edge and trusts every number."""
+def draw_outlines(outlines: Sequence[np.ndarray], height: int, width: int) -> Runs:
+    """The union of closed outlines, drawn by pycocotools and clipped to the picture.
+
+    pycocotools walks every edge in steps of a fifth of a pixel, keeps each step, and trusts every number.
+
+    Args:
+        outlines: At least one; each of finite coordinates x1, y1, x2, y2, ... of at least 3 points, in source pixels.
+        height: Of the picture, in source pixels.
+        width: Of the picture, in source pixels.
+
+    Raises:
+        ValueError: If they are too long, or too far away, to be drawn.
+    """
+    check_pixels(height, width, MAX_PIXELS, "the picture")
+    with np.errstate(over="ignore"):
+        length = sum(map(_length, outlines))
+    if not length <= _LONGEST_OUTLINE:
+        drawn = "polygon is" if len(outlines) == 1 else f"{len(outlines)} polygons are"
+        raise ValueError(f"the {drawn} {length:.0f} pixels long; at most {_LONGEST_OUTLINE} can be drawn")
+    farthest = max(np.abs(outline).max() for outline in outlines)
+    if farthest > max(height, width) + _LONGEST_OUTLINE:
+        raise ValueError(f"a polygon reaches to {farthest:g}, too far from the picture of {height} x {width} pixels")
+    parts = coco_mask.frPyObjects([outline.tolist() for outline in outlines], height, width)
+    while len(parts) > 1:  # few at a time: the time to merge many at once grows with the square of their number
+        parts = [coco_mask.merge(parts[first : first + _MERGED]) for first in range(0, len(parts), _MERGED)]
+    return Runs.of_rle(parts[0], height, width)
+
+
+def _length(outline: np.ndarray) -> float:
+    """Of a closed outline, along the longer axis of each edge."""
+    points = outline.reshape(-1, 2)
+    return float(np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
+
+
+def _checked_polygon(polygon: Any, index: int, height: int, width: int) -> np.ndarray:
+    """Coordinates x1, y1, x2, y2, ... of at least 3 points that lie in the picture, or up to a pixel beyond."""
     coordinates = finite_numbers(polygon, f"polygon {index}")
     if len(coordinates) % 2:
         raise ValueError(f"polygon {index} has {len(coordinates)} coordinates; x and y come in pairs")
@@ -181,10 +232,7 @@ def _checked_polygon(polygon: Any, index: int, height: int, width: int) -> list[
             f"polygon {index} leaves the picture of {height} x {width} pixels (height x width): "
             f"its coordinates go from {low:g} to x {right:g} and y {bottom:g}"
         )
-    length = np.abs(np.diff(coordinates.reshape(-1, 2), axis=0, append=coordinates[None, :2])).max(axis=1).sum()
-    if length > _LONGEST_OUTLINE:
-        raise ValueError(f"polygon {index} is {length:.0f} pixels long; at most {_LONGEST_OUTLINE} can be drawn")
-    return coordinates.tolist()
+    return coordinates
 
 
 def _runs_of_box(box: Any, height: int, width: int) -> Runs:
@@ -204,6 +252,8 @@ def _runs_of_box(box: Any, height: int, width: int) -> Runs:
 
 
 def _check_points(points: Any, height: int, width: int) -> None:
+    if not isinstance(points, (list, tuple, np.ndarray)):
+        raise ValueError(f'the "points" of a region are a list, not a {type(points).__name__}')
     for point in points:
         numbers = finite_numbers(point, "a point")
         if len(numbers) != 2:

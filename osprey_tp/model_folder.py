@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from osprey_tp.modeling import OspreyTPForConditionalGeneration
+
+from osprey_tp.outside import read_json
 
 ADAPTER_FOLDER = "adapter"
 """Name of the folder, inside that of a run, that holds the adapters that the run trained."""
@@ -76,7 +77,7 @@ def pixel_scale(tower: Path) -> dict[str, Any]:
     """
     file = tower / "preprocessor_config.json"
     try:
-        saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        saved = read_json(file) if file.is_file() else {}
         return {name: saved[name] for name in ("image_mean", "image_std") if name in saved}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is no JSON object ({error}); copy it again") from error
+    except TypeError as error:
+        raise ValueError(f"{file} is no JSON object; copy it again") from error

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
+
+from osprey_tp.images import MAX_PIXELS, check_pixels
 
 _LONGEST_COUNT = 7
 
@@ -64,6 +67,24 @@ class Runs:
         """Pixels inside."""
         return int((self.ends - self.starts).sum())
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(x0, y0, x1, y1) of the pixels inside, the far ends exclusive; zeros if there are none."""
+        x, y, width, height = (int(side) for side in coco_mask.toBbox(self.to_rle()))
+        return x, y, x + width, y + height
+
+    def to_rle(self) -> dict[str, Any]:
+        """Compressed COCO run-length encoding ``{"size": [height, width], "counts": str}``, as of the drawn mask."""
+        filled = self.ends > self.starts
+        starts, ends = self.starts[filled], self.ends[filled]
+        apart = starts[1:] != ends[:-1]
+        edges = np.stack([starts[np.r_[True, apart][: len(starts)]], ends[np.r_[apart, True][: len(ends)]]], axis=1)
+        counts = np.diff(edges.reshape(-1), prepend=0).tolist()
+        left = self.height * self.width - sum(counts)
+        size = [self.height, self.width]
+        encoded = coco_mask.frPyObjects({"size": size, "counts": [*counts, left] if left else counts}, *size)
+        return {"size": size, "counts": encoded["counts"].decode("ascii")}
+
     def draw(self) -> np.ndarray:
         """Boolean mask (height, width)."""
         edges = np.stack([self.starts, self.ends], axis=1).reshape(-1)
@@ -78,6 +99,7 @@ def checked_runs(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: If the encoding is malformed or does not fit the picture of ``height`` x ``width`` pixels.
     """
+    check_pixels(height, width, MAX_PIXELS, "the picture")
     size = finite_numbers(rle.get("size", ()), 'the "size" of the run-length encoding').tolist()
     if size != [height, width]:
         shown = " x ".join(f"{side:g}" for side in size) or "an unknown number of"
@@ -103,7 +125,7 @@ def finite_numbers(values: Any, name: str) -> np.ndarray:
     """
     try:
         numbers = np.asarray(values)
-    except ValueError:
+    except (ValueError, OverflowError, RecursionError):
         numbers = np.empty((0, 0))
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iuf"):
         raise ValueError(f"{name} must be a flat list of numbers")

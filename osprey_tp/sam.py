@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,10 @@ from PIL import Image
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
+from osprey_tp.outside import one_line
 from osprey_tp.prompted_masks import PromptedImage, widened_pixels
-from osprey_tp.segmenters import VIT_SIZES, one_line
+from osprey_tp.segmenters import VIT_SIZES
+from osprey_tp.weights import read_torch
 
 LEAST_IOU = 0.88  # where everything is asked for, as the authors' generator of masks has it
 DECODER_HEADS = 8  # of every published model; the weights' shapes do not show it
@@ -36,18 +37,10 @@ class SamSegmenter:
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint of Segment Anything at {path}")
         try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+            weights = read_torch(path)
             model = build_sam(weights)
             model.load_state_dict(weights)
-        except (
-            pickle.UnpicklingError,
-            RuntimeError,
-            EOFError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            ValueError,
-        ) as error:
+        except (RuntimeError, LookupError, TypeError, ArithmeticError, ValueError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
             raise ValueError(f"{path} is not a checkpoint of Segment Anything: {reason}") from error
         return cls(model.to(device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ import transformers
 from PIL import Image
 from torch.utils._pytree import tree_leaves
 
+from osprey_tp.outside import one_line, read_json
 from osprey_tp.prompted_masks import PromptedImage, widened_pixels
-from osprey_tp.segmenters import VIT_SIZES, one_line
+from osprey_tp.segmenters import VIT_SIZES
 
 HIERA_SIZES = {(96, 12): "Hiera-T", (96, 16): "Hiera-S", (112, 24): "Hiera-B+", (144, 48): "Hiera-L"}
 """Published sizes of SAM 2 by the width of the first stage and the number of blocks."""
@@ -146,13 +146,15 @@ class TransformersImage(PromptedImage):
 def _model_type(folder: Path) -> str:
     """The `model_type` of a folder's configuration; `ValueError` if it is none of `FAMILIES`."""
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_json(folder / "config.json")
         model_type = config["model_type"]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is no model folder: its config.json names no model_type") from error
-    if model_type not in FAMILIES:
-        raise ValueError(f"{folder} holds a model of the type {model_type!r}; expected one of {', '.join(FAMILIES)}")
-    return str(model_type)
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(
+            f"{folder} holds a model of the type {one_line(repr(model_type))}; expected one of {', '.join(FAMILIES)}"
+        )
+    return model_type
 
 
 def _size(model: Any) -> str:

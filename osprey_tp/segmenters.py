@@ -102,9 +102,3 @@ def check_prompts(
                 f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) does not fit the picture of {width}x{height} pixels"
             )
     return np.asarray(points, dtype=np.float64).reshape(-1, 2), np.asarray(labels, dtype=bool)
-
-
-def one_line(error: Exception, longest: int = 200) -> str:
-    """What a library says is wrong, on one line of a readable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= longest else f"{text[:longest].rstrip()} …"

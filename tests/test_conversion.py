@@ -15,12 +15,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from osprey_tp import OspreyTPConfig, OspreyTPProcessor, RegionDescriber
 from osprey_tp.conversion_digest import digest_of, fixed_picture, fixed_regions
-from osprey_tp.conversion_files import StoredWeight
 from osprey_tp.conversion_folder import needed_weights
 from osprey_tp.conversion_settings import language_config, published_choices, tower_config
 from osprey_tp.processing import chat_template
 from osprey_tp.training.arguments import load_settings
 from osprey_tp.training.start import load_start
+from osprey_tp.weights import StoredWeight
 from scripts import convert
 
 from . import published_checkpoints as published

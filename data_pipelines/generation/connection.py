@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import json
 import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_pipelines.generation.replies import is_completion
+from osprey_tp.outside import parse_json
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -83,7 +83,7 @@ class Connection:
 
     def _completion(self, text: str) -> dict[str, Any]:
         try:
-            response = json.loads(text)
+            response = parse_json(text, "the answer")
         except ValueError:
             response = None
         if not is_completion(response):

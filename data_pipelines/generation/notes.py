@@ -7,9 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pycocotools import mask as mask_utils
-
 from data_pipelines.records import REGION_REFERENCE, RecordFolder, Region, RegionRecord
+from osprey_tp.run_lengths import Runs
 
 Box = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in source pixels, the far ends exclusive, rounded."""
@@ -40,8 +39,7 @@ def box_of(region: Region) -> Box:
     if region.box is not None:
         x0, y0, x1, y1 = region.box
     else:
-        x0, y0, width, height = (float(value) for value in mask_utils.toBbox(region.segmentation))
-        x1, y1 = x0 + width, y0 + height
+        x0, y0, x1, y1 = Runs.of_rle(region.segmentation, *region.segmentation["size"]).box
     return round(x0), round(y0), round(x1), round(y1)
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from osprey_tp.outside import parse_json
+
 CHARACTERS_A_TOKEN = 4
 """A rough figure for English text, where nobody counts the tokens."""
 
@@ -160,11 +162,11 @@ class ReplyLog:
 
     def _read_line(self, number: int, line: bytes, place: int) -> None:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, f"line {number}")
             key, request, response = entry["key"], entry["request"], entry["response"]
         except (ValueError, KeyError, TypeError):
             key, request, response = None, None, None
-        if not isinstance(key, str) or not isinstance(request, dict) or not is_completion(response):
+        if not isinstance(key, str) or not _is_body(request) or not is_completion(response):
             raise ValueError(f"{self.path}: line {number} is not a reply; take the line out to have it asked again")
         self._note(key, place, request, response)
 
@@ -175,6 +177,12 @@ class ReplyLog:
         if counted is None:
             counted = ChatRequest("", body).estimated_prompt_tokens + len(reply.text) // CHARACTERS_A_TOKEN
         self.tokens += counted
+
+
+def _is_body(request: Any) -> bool:
+    """Whether a decoded request has messages, whatever they say."""
+    messages = request.get("messages") if isinstance(request, dict) else None
+    return isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
 
 
 def _plain_text(content: Any) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
-from data_pipelines.records import confined_path
 from data_pipelines.sources.reader import Unusable
 from data_pipelines.sources.segmentation import Rle
 from osprey_tp.images import MAX_PIXELS, decoding, open_picture
+from osprey_tp.outside import confined_path
+from osprey_tp.run_lengths import Runs
 
 Coding = Literal["rgb", "grey"]
 """How an id stands in a pixel: as R + 256 G + 256² B, or as a grey value of 8 to 32 bits."""
@@ -72,15 +72,6 @@ def masks_of(ids: np.ndarray) -> dict[int, Rle]:
     by_id = np.argsort(pixels[starts], kind="stable")
     found, firsts = np.unique(pixels[starts][by_id], return_index=True)
     return {
-        int(number): _from_runs(starts[runs], ends[runs], height, width)
+        int(number): Runs(height, width, starts[runs], ends[runs]).to_rle()
         for number, runs in zip(found, np.split(by_id, firsts[1:]), strict=True)
     }
-
-
-def _from_runs(starts: np.ndarray, ends: np.ndarray, height: int, width: int) -> Rle:
-    """The mask of the pixels from each start up to the end beside it, counted column by column."""
-    counts = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0).tolist()
-    if ends[-1] < height * width:
-        counts.append(int(height * width - ends[-1]))
-    encoded = mask_utils.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}

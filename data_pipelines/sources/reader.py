@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_pipelines.records import RegionRecord, Rejection, confined_path
+from data_pipelines.records import RegionRecord, Rejection
 from data_pipelines.staging import Key, StagingWriter, Unit
 from osprey_tp.images import MAX_PIXELS, picture_size
+from osprey_tp.outside import confined_path
 
 _COCO_PREFIX = re.compile(r"COCO_(?:train|val|test)20\d\d_(?=\d{12}\.)")
 _LARGEST_INTEGER_ID = 2**63 - 1

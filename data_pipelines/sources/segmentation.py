@@ -10,11 +10,11 @@ import math
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from data_pipelines.records import Problem
 from data_pipelines.sources.reader import Unusable
-from osprey_tp.masks import to_mask, to_rle
+from osprey_tp.masks import draw_outlines, to_mask, to_rle
+from osprey_tp.run_lengths import Runs
 
 Rle = dict[str, Any]
 """COCO's compressed run-length encoding, in source pixels."""
@@ -25,9 +25,6 @@ BOX_CLIPPED = "box reaches beyond the picture and was clipped"
 
 _MARGIN = 1.0
 """Source pixels that an outline may reach beyond the picture without a word."""
-
-_LONGEST_OUTLINE = 2_000_000
-"""Source pixels. pycocotools walks every edge in steps of a fifth of a pixel and keeps each step."""
 
 
 def read_segmentation(segmentation: Any, height: int, width: int) -> tuple[Rle, list[Problem]]:
@@ -80,9 +77,7 @@ def read_box(box: Any, height: int, width: int) -> tuple[Rle, list[Problem]]:
     notes = [Problem(BOX_CLIPPED, f"{shown}, picture {height} x {width} (height x width)")] if clipped else []
     left, top = max(0, math.floor(x0)), max(0, math.floor(y0))
     right, bottom = min(width, math.ceil(x1)), min(height, math.ceil(y1))
-    corner_box = np.array([[left, top, right - left, bottom - top]], dtype=np.float64)
-    (rle,) = mask_utils.frPyObjects(corner_box, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}, notes
+    return Runs.of_rectangle((top, bottom), (left, right), height, width).to_rle(), notes
 
 
 def read_corner_box(box: Any, height: int, width: int) -> tuple[Rle, list[Problem]]:
@@ -93,8 +88,8 @@ def read_corner_box(box: Any, height: int, width: int) -> tuple[Rle, list[Proble
 
 def box_of(rle: Rle) -> tuple[float, float, float, float]:
     """(x0, y0, x1, y1) of a mask in source pixels, the far ends exclusive."""
-    x, y, width, height = (float(value) for value in mask_utils.toBbox(rle))
-    return x, y, x + width, y + height
+    x0, y0, x1, y1 = Runs.of_rle(rle, *rle["size"]).box
+    return float(x0), float(y0), float(x1), float(y1)
 
 
 def _read_polygons(listed: list[Any], height: int, width: int) -> tuple[Rle, list[Problem]]:
@@ -109,15 +104,16 @@ def _read_polygons(listed: list[Any], height: int, width: int) -> tuple[Rle, lis
     extent = f"{_extent(outlines)}, picture {height} x {width} (height x width)"
     if not inside:
         raise Unusable("segmentation lies outside the picture", extent)
-    if sum(map(_length, inside)) > _LONGEST_OUTLINE:
-        raise Unusable("outline too long to be drawn", extent)
+    try:
+        runs = draw_outlines(inside, height, width)
+    except ValueError as error:
+        raise Unusable("outline too long to be drawn", f"{error}; {extent}") from None
     notes = [Problem(LEFT_OUT, f"{left_out} of fewer than 3 points")] if left_out else []
     if any(_reaches_beyond(outline, height, width) for outline in outlines):
         notes.append(Problem(CLIPPED, extent))
-    rle = mask_utils.merge(mask_utils.frPyObjects([outline.tolist() for outline in inside], height, width))
-    if not mask_utils.area(rle):
+    if not runs.area:
         raise Unusable("segmentation covers no pixel", extent)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}, notes
+    return runs.to_rle(), notes
 
 
 def _numbers(values: Any, count: int | None, reason: str) -> np.ndarray:
@@ -144,12 +140,6 @@ def _touches(outline: np.ndarray, height: int, width: int) -> bool:
 def _reaches_beyond(outline: np.ndarray, height: int, width: int) -> bool:
     right, bottom = outline[0::2].max(), outline[1::2].max()
     return bool(outline.min() < -_MARGIN or right > width + _MARGIN or bottom > height + _MARGIN)
-
-
-def _length(outline: np.ndarray) -> float:
-    """Of the closed outline, along the longer axis of each edge: what pycocotools walks."""
-    points = outline.reshape(-1, 2)
-    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _extent(outlines: list[np.ndarray]) -> str:

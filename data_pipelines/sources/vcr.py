@@ -20,13 +20,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.records import Problem, Region, RegionRecord, Turn, confined_path
+from data_pipelines.records import Problem, Region, RegionRecord, Turn
 from data_pipelines.sources.entries import EntryReader, Read
 from data_pipelines.sources.formats import VCR
 from data_pipelines.sources.reader import Picture, Unusable, as_key
 from data_pipelines.sources.segmentation import Rle, box_of, read_box, read_segmentation
 from data_pipelines.sources.texts import shown, text_of
 from data_pipelines.staging import Key
+from osprey_tp.outside import confined_path
 
 LARGEST_METADATA = 1 << 26
 """Bytes."""

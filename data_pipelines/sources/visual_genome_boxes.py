@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from data_pipelines.records import Problem, Region, RegionRecord, Rejection, confined_path
+from data_pipelines.records import Problem, Region, RegionRecord, Rejection
 from data_pipelines.sources.formats import IMAGE_DATA, REGION_DESCRIPTIONS, FormatCheck
 from data_pipelines.sources.json_stream import stream_json
 from data_pipelines.sources.plain_text import plain_text
@@ -26,6 +26,7 @@ from data_pipelines.sources.visual_genome import PICTURE_FOLDERS
 from data_pipelines.staging import StagingWriter, Unit
 from osprey_tp.images import load_image
 from osprey_tp.masks import to_rle
+from osprey_tp.outside import confined_path
 from osprey_tp.segmenters import SegmentedImage, Segmenter, load_segmenter
 
 BOX_KEPT = "segmenter found nothing, box kept"

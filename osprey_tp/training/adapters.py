@@ -188,10 +188,11 @@ def read_adapters(model: OspreyTPForConditionalGeneration, folder: Path) -> None
         OSError: if the file is missing.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors.torch import load_file
+
+    from osprey_tp.weights import read_safetensors
 
     file = folder / ADAPTER_FOLDER / ADAPTER_WEIGHTS
-    found = {name.removeprefix(_PEFT_PREFIX): weight for name, weight in load_file(file).items()}
+    found = {name.removeprefix(_PEFT_PREFIX): weight for name, weight in read_safetensors(file).items()}
     language_model = model.model.language_model
     expected = {name: weight.shape for name, weight in get_peft_model_state_dict(language_model).items()}
     if {name: weight.shape for name, weight in found.items()} != expected:

@@ -8,8 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass,
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-
+from osprey_tp.outside import parse_yaml
 from osprey_tp.training.adapters import AdapterSettings
 from osprey_tp.training.stages import STAGES, Stage
 
@@ -221,10 +220,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    return parse_yaml(text, where)
 
 
 def _plain(value: Any) -> Any:

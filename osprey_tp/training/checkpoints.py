@@ -9,7 +9,6 @@ work/checkpoint-500.broken                it was complete, but its files are not
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from osprey_tp.files import REMOVING_SUFFIX, name_folder, remove_folder, sha256_of, sync, write_json
+from osprey_tp.outside import read_json
 
 SEAL_FILE = "seal.json"
 SEAL_FORMAT = "osprey_tp checkpoint 1"
@@ -171,7 +171,7 @@ def _read_seal(folder: Path) -> dict[str, Any]:
         ValueError: if there is none, or it cannot be read.
     """
     try:
-        seal = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8"))
+        seal = read_json(folder / SEAL_FILE)
     except FileNotFoundError:
         raise ValueError(f"{SEAL_FILE} is missing") from None
     except (OSError, ValueError):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from osprey_tp.files import folder_aside
 from osprey_tp.model_folder import ADAPTER_FOLDER
+from osprey_tp.outside import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,13 +124,13 @@ def parts_in(path: Path) -> tuple[str, ...]:
 def read_parts(path: Path) -> tuple[Path, PartWeights]:
     """The file of `load_parts` and what it holds, by our names."""
     from osprey_tp.conversion import parts_from_published
-    from osprey_tp.conversion_files import read_torch
+    from osprey_tp.weights import read_safetensors, read_torch
 
     file = path / PARTS_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"no file of parts {file}; initial_parts names what scripts.export_parts wrote")
     if file.suffix == ".safetensors":
-        weights = _read_safetensors(file)
+        weights = read_safetensors(file)
         names = {name.partition(".")[0] for name in weights}
         if names and names <= set(EXPORTABLE):
             return file, {
@@ -151,22 +152,12 @@ def read_parts(path: Path) -> tuple[Path, PartWeights]:
         raise ValueError(f"{file}: {error.args[0]}") from error
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no whole safetensors file ({error}); copy or export it again") from error
-
-
 def _require_same_geometry(file: Path, config: OspreyTPConfig) -> None:
     """Compare what `parts.json` beside the file says with the model; shapes alone do not show the scale factor."""
     description = file.with_name(DESCRIPTION_FILE)
     if file.name != PARTS_FILE or not description.is_file():
         return
-    saved = json.loads(description.read_text(encoding="utf-8"))
+    saved = read_json(description)
     for name in _DESCRIBED:
         if name in saved and saved[name] != getattr(config, name):
             raise ValueError(
@@ -218,7 +209,7 @@ def _whole(module: nn.Module) -> Iterator[None]:
 
 def _weights_of_folder(model: Path, parts: Sequence[str]) -> PartWeights:
     """Weights of `parts` from the safetensors files of a model folder, or of one of a run with adapters."""
-    from safetensors import safe_open
+    from osprey_tp.weights import read_safetensors
 
     if (model / ADAPTER_FOLDER).is_dir():
         held = read_parts(model)[1]
@@ -226,9 +217,7 @@ def _weights_of_folder(model: Path, parts: Sequence[str]) -> PartWeights:
     else:
         state: dict[str, Tensor] = {}
         for file in sorted(model.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as opened:
-                wanted = [name for name in opened.keys() if name.startswith(tuple(f"{_MODEL}{p}." for p in parts))]  # noqa: SIM118
-                state |= {name: opened.get_tensor(name) for name in wanted}
+            state |= read_safetensors(file, lambda name: name.startswith(tuple(f"{_MODEL}{part}." for part in parts)))
         found = weights_of_parts(state, parts)
     for part in parts:
         if not found[part]:

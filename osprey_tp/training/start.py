@@ -27,6 +27,7 @@ from transformers.integrations import deepspeed as deepspeed_integration
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.model_folder import pixel_scale, quietly, require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
+from osprey_tp.outside import read_yaml
 from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
 from osprey_tp.projectors import build_projector
 from osprey_tp.region_encoder import RegionEncoder
@@ -188,12 +189,10 @@ def _begin_new(model: OspreyTPForConditionalGeneration, part: str) -> None:
 
 def _require_begun_by_an_earlier_stage(folder: Path, stage: Stage, given: set[str]) -> None:
     """A region encoder that no stage has trained is no start for a stage that needs one."""
-    import yaml
-
     file = folder / SETTINGS_FILE
     if not file.is_file() or "region_encoder" in given.union(stage.may_begin_new):
         return
-    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    saved = read_yaml(file)
     rates, parts = saved.get("learning_rates") or {}, saved.get("initial_parts")
     if saved.get("stage") != 1 or rates.get("region_encoder") or parts or "region_encoder" not in stage.learning_rates:
         return

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import is_flash_attn_2_available, is_torch_tf32_available
 
+from osprey_tp.outside import read_json
 from osprey_tp.training.arguments import RunSettings
 
 
@@ -130,10 +130,7 @@ def read_deepspeed_file(file: str) -> dict[str, Any]:
             f"there is no DeepSpeed file {file}; scripts/configs/deepspeed holds zero2.json, zero3.json and "
             "zero3_offload.json"
         )
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    content = read_json(Path(file))
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object with DeepSpeed's settings")
     return content
