@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from app.pictures import OpenPicture
 from osprey_tp.masks import to_rle
+from osprey_tp.outside import one_line
 
 MOST_POINTS = 64
 LONGEST_TEXT = 20_000  # characters of a request
@@ -84,7 +85,7 @@ def first_problem(error: ValidationError, data: Any) -> tuple[str, str]:
     problems = error.errors(include_url=False, include_context=False)
     places = [_place(problem["loc"], data, problem["type"] == "missing") for problem in problems]
     deepest = max(range(len(places)), key=lambda index: len(places[index]))
-    what = str(problems[deepest]["msg"]).removeprefix("Value error, ")
+    what = one_line(str(problems[deepest]["msg"]).removeprefix("Value error, "))
     return ".".join(str(part) for part in places[deepest]), what
 
 

@@ -158,7 +158,7 @@ def _order_problems(record: RegionRecord, purpose: Purpose) -> list[Problem]:
     if purpose == "evaluation" and roles[-1:] == ["user"]:
         roles = roles[:-1]
     if roles != ["user", "assistant"] * (len(roles) // 2):
-        return [Problem("turns do not alternate between user and assistant", " ".join(roles))]
+        return [Problem("turns do not alternate between user and assistant", one_line(" ".join(roles)))]
     return []
 
 

@@ -136,7 +136,7 @@ def regions_by_picture(records: Records) -> dict[str, list[Rle]]:
     """All regions of a data folder by the path of their picture.
 
     Raises:
-        ValueError: the mask of one does not fit its record.
+        ValueError: the mask of one is malformed.
     """
     found: dict[str, list[Rle]] = {}
     for record in records:

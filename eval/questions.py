@@ -93,7 +93,7 @@ def region_question(
 
 
 def require_masks(record: RegionRecord) -> None:
-    """Refuse masks that do not fit their record, before pycocotools trusts them with its memory.
+    """Refuse masks whose runs do not add up, before pycocotools trusts them with its memory.
 
     Raises:
         ValueError: naming record and region.
@@ -102,7 +102,7 @@ def require_masks(record: RegionRecord) -> None:
 
     for number, region in enumerate(record.regions, start=1):
         try:
-            rle_area(region.segmentation, record.height, record.width)
+            rle_area(region.segmentation, *region.segmentation["size"])
         except ValueError as error:
             raise ValueError(f"region {number} of record {record.id}: {error}; prepare the data again") from None
 
@@ -116,7 +116,7 @@ def collect_questions(task: Task, records: Records, text: str | None = None) -> 
         text: asked in place of the task's own question.
 
     Raises:
-        ValueError: there is nothing to ask, two records have the same id, or a mask does not fit its record.
+        ValueError: there is nothing to ask, two records have the same id, or a mask is malformed.
     """
     by_image: dict[str, list[Question]] = {}
     record_ids: Counter[str] = Counter()

@@ -13,6 +13,8 @@ from typing import Any
 LONGEST_SHOWN = 300
 """Characters of somebody else's text that an error repeats."""
 
+_DEEPEST_YAML = 50  # levels; the time to parse grows with their square
+
 
 def one_line(text: object, longest: int = LONGEST_SHOWN) -> str:
     """A text, or what an exception says, as part of an error: on one line, of bounded length."""
@@ -51,7 +53,7 @@ def read_json(path: Path) -> Any:
 def parse_yaml(text: str, name: str) -> Any:
     """The value of a YAML text that holds plain values alone.
 
-    Aliases are refused: a few lines of them stand for more values than any memory holds.
+    Aliases are refused, since a few lines of them stand for more values than any memory holds, and deep nesting.
 
     Args:
         text: The text.
@@ -63,11 +65,14 @@ def parse_yaml(text: str, name: str) -> Any:
     import yaml
 
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it has aliases (*name); write their values out")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has aliases (*name); write their values out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST_YAML:
+                raise ValueError(f"it is nested more than {_DEEPEST_YAML} levels deep")
         return yaml.safe_load(text)
-    except RecursionError:
-        raise ValueError(f"{name} is not valid YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{name} is not valid YAML: {one_line(error)}") from None
 

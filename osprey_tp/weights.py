@@ -52,7 +52,7 @@ def few(names: Iterable[str]) -> str:
     """The first few of `names`, sorted, and how many more there are."""
     ordered = sorted(names)
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return ", ".join(ordered[:_SHOWN]) + more
+    return one_line(", ".join(ordered[:_SHOWN])) + more
 
 
 def holds_weights(folder: Path) -> bool:

@@ -406,5 +406,5 @@ def test_rle_area_is_that_of_the_drawn_mask(shape):
 
 def test_an_outline_that_fills_the_memory_is_refused():
     zigzag = [0, 0, 999, 999] * 3000
-    with pytest.raises(ValueError, match=r"polygon 0 is 5994\d{3} pixels long; at most 2000000"):
+    with pytest.raises(ValueError, match=r"the polygon is 5994\d{3} pixels long; at most 2000000"):
         to_mask([zigzag], 1000, 1000)

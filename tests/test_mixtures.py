@@ -16,7 +16,7 @@ from data_pipelines.dataset import ConversationDataset
 from data_pipelines.mixtures import EpochOrder, Mixture, MixtureFolder, is_mixture_file, read_mixture
 from data_pipelines.records import Region, RegionRecord, Turn
 from data_pipelines.writing import RecordWriter
-from osprey_tp import masks
+from osprey_tp import run_lengths
 
 from .annotation_files import HEIGHT, WIDTH, box_mask, compressed, write_picture
 from .tiny_models import tiny_processor_and_config
@@ -239,8 +239,8 @@ def test_only_the_regions_that_are_used_are_decoded(tmp_path, monkeypatch):
     processor, _ = tiny_processor_and_config()
     folder = write_folder(tmp_path, count=2, regions=200)
     decoded, opened = [], []
-    real_decode, real_load = masks._rle_to_mask, dataset_module.load_image
-    monkeypatch.setattr(masks, "_rle_to_mask", lambda *given: decoded.append(given) or real_decode(*given))
+    real_decode, real_load = run_lengths.checked_runs, dataset_module.load_image
+    monkeypatch.setattr(run_lengths, "checked_runs", lambda *given: decoded.append(given) or real_decode(*given))
     monkeypatch.setattr(dataset_module, "load_image", lambda path: opened.append(path) or real_load(path))
     samples = ConversationDataset([folder], max_regions=3)
     sample = samples[0]

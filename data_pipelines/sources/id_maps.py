@@ -46,13 +46,14 @@ def read_id_map(root: Path, name: str, coding: Coding, size: tuple[int, int] | N
     if not path.is_file():
         raise Unusable("segment picture not found", name)
     try:
-        with open_picture(path, MAX_PIXELS, name) as picture, decoding(name):
+        with open_picture(path, MAX_PIXELS, name) as picture:
             if size is not None and (picture.height, picture.width) != size:
                 found = f"{picture.height} x {picture.width}, the picture {size[0]} x {size[1]} (height x width)"
                 raise Unusable("segment picture of another size than the picture", found)
             if picture.mode not in _MODES[coding]:
                 raise Unusable("segment picture of another kind", f"mode {picture.mode}, not {_MODES[coding][0]}")
-            pixels = np.asarray(picture)
+            with decoding(name):
+                pixels = np.asarray(picture)
     except ValueError as error:
         raise Unusable("segment picture cannot be read", str(error)) from None
     ids = pixels.astype(np.int64)
