@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from scripts.benchmark.measuring import timed
 
 if TYPE_CHECKING:
     from eval.asking import Asking
@@ -59,12 +60,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         asking = Asking(options.batch_size, options.tokens, describer.processor.image_processor.tiling, always)
         sizes = _sizes(describer, questions[0], asking)
         _publish(describer, questions[:1], asking)  # warms up
-        published, answers = _timed(lambda: _publish(describer, questions, asking), describer)
-        runner, own = _timed(lambda: _run(describer, questions, asking, folder / "out", options.workers), describer)
+        device, answered = describer.model.device, dict[str, dict[str, str]]()
+
+        def publish() -> None:
+            answered["published"] = _publish(describer, questions, asking)
+
+        def run() -> None:
+            answered["runner"] = _run(describer, questions, asking, folder / "out", options.workers)
+
+        published, runner = timed(publish, device), timed(run, device)
+        answers, own = answered["published"], answered["runner"]
         if own != answers:
             differing = sum(own[key] != answers[key] for key in answers)
             raise ValueError(f"{differing} of {len(answers)} answers of the two procedures differ; nothing is compared")
-        floor, _ = _timed(lambda: _floor(describer, questions, asking, sizes), describer)
+        floor = timed(lambda: _floor(describer, questions, asking, sizes), device)
     count = len(questions)
     return {
         "model": options.model.name
@@ -80,8 +89,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "published": _row(published, count),
         "runner": _row(runner, count),
         "floor": _row(floor, count),
-        "speedup": published / runner,
-        "of_floor": runner / floor,
+        "speedup": published[0] / runner[0],
+        "processor_speedup": published[1] / runner[1],
+        "of_floor": runner[0] / floor[0],
     }
 
 
@@ -91,7 +101,7 @@ def table(result: Mapping[str, Any]) -> str:
         f"{result['regions']} regions in {result['pictures']} pictures; {result['model']} on {result['device']}; "
         f"tokens: {result['prefix_tokens']} of the picture, {result['question_tokens']} of a question, "
         f"{result['answer_tokens']} of an answer; same answers",
-        f"{'procedure':<44}{'seconds':>9}{'regions/s':>11}{'ratio':>8}",
+        f"{'procedure':<44}{'seconds':>9}{'regions/s':>11}{'ratio':>8}{'of processor time':>19}",
     ]
     names = {
         "published": "published: encode for every region",
@@ -101,27 +111,19 @@ def table(result: Mapping[str, Any]) -> str:
     for key, name in names.items():
         row = result[key]
         ratio = result["published"]["seconds"] / row["seconds"]
-        lines.append(f"{name:<44}{row['seconds']:>9.2f}{row['regions_per_second']:>11.2f}{ratio:>7.1f}x")
+        processor = result["published"]["processor_seconds"] / row["processor_seconds"]
+        lines.append(
+            f"{name:<44}{row['seconds']:>9.2f}{row['regions_per_second']:>11.2f}{ratio:>7.1f}x{processor:>18.1f}x"
+        )
     lines.append(f"the runner takes {result['of_floor']:.2f} times the floor")
     return "\n".join(lines)
 
 
-def _row(seconds: float, regions: int) -> dict[str, float]:
-    return {"seconds": seconds, "regions_per_second": regions / max(seconds, LEAST_SECONDS)}
-
-
-def _timed(work: Callable[[], Any], describer: RegionDescriber) -> tuple[float, Any]:
-    import torch
-
-    def finish() -> None:
-        if describer.model.device.type == "cuda":
-            torch.cuda.synchronize(describer.model.device)
-
-    finish()
-    begun = time.perf_counter()
-    result = work()
-    finish()
-    return time.perf_counter() - begun, result
+def _row(times: tuple[float, float], regions: int) -> dict[str, float]:
+    """Of seconds by the wall's clock and of the processor."""
+    seconds, processor_seconds = times
+    rate = regions / max(seconds, LEAST_SECONDS)
+    return {"seconds": seconds, "processor_seconds": processor_seconds, "regions_per_second": rate}
 
 
 def _publish(describer: RegionDescriber, questions: list[Question], asking: Asking) -> dict[str, str]:
@@ -179,19 +181,18 @@ def _floor(describer: RegionDescriber, questions: list[Question], asking: Asking
         states = language(inputs_embeds=embeddings, past_key_values=cache, use_cache=True).last_hidden_state
         return model.lm_head(states[:, -1])
 
-    for path in pictures:
-        prepared = _prepared(images, path)
-        with torch.inference_mode():
+    with torch.inference_mode():
+        for path in pictures:
+            prepared = _prepared(images, path)
             cells = model.model.encode_tiles(prepared["pixel_values"].to(model.device))
             model.model.visual_tokens(cells, prepared["tile_grids"])
             read(1, sizes.prefix, DynamicCache(config=model.config.text_config))
-            count = sum(question.image_path == path for question in questions)
-            for start in range(0, count, asking.batch_size):
-                batch = min(asking.batch_size, count - start)
-                cache = DynamicCache(config=model.config.text_config)
-                read(batch, sizes.question, cache)
-                for _ in range(asking.max_new_tokens - 1):
-                    read(batch, 1, cache)
+        for start in range(0, len(questions), asking.batch_size):
+            batch = min(asking.batch_size, len(questions) - start)
+            cache = DynamicCache(config=model.config.text_config)
+            read(batch, sizes.question, cache)
+            for _ in range(asking.max_new_tokens - 1):
+                read(batch, 1, cache)
 
 
 def _prepared(images: Any, path: Path) -> Any:
