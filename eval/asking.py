@@ -5,6 +5,7 @@ An *asker* takes a session and a batch of questions about its picture. `ASKERS` 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -45,6 +46,17 @@ class Describer(Protocol):
         ...
 
 
+@dataclass
+class Room:
+    """What the device has turned out to have room for.
+
+    Attributes:
+        most: questions at a time.
+    """
+
+    most: int = sys.maxsize
+
+
 @dataclass(frozen=True)
 class Asking:
     """How to ask.
@@ -55,6 +67,7 @@ class Asking:
         tiling: of the model, for sizes in cells; None where it is not known.
         decoding: options of `generate`.
         sampling: how answers are drawn instead; None for `decoding` as it is.
+        room: found out while asking.
     """
 
     batch_size: int
@@ -62,6 +75,7 @@ class Asking:
     tiling: Tiling | None = None
     decoding: Mapping[str, Any] = field(default_factory=lambda: GREEDY)
     sampling: Sampling | None = None
+    room: Room = field(default_factory=Room)
 
     def options(self, batch: Sequence[Shown]) -> dict[str, Any]:
         """Options of `generate` for one batch, which has to be generated at once."""

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 from eval.asking import ASKERS, Asking, Describer, Shown
+from eval.batches import in_batches, telling_of_memory
 from eval.predictions import PredictionLog, read_predictions
 from eval.questions import Question, shuffled_regions
 from eval.shards import gather, part_of, share_of
@@ -88,6 +90,7 @@ def ask_all(
         ValueError: a picture has another size than its record says, or the session gave another number of answers
             than it was asked for. Answers so far are kept.
         TeammateLost: another process failed or died. Answers so far are kept.
+        OSError: the GPU has no room for a single question, or the disk none for an answer. Answers so far are kept.
     """
     step = step or Step(Team(), str(out))
     team, order = step.team, [question.id for question in questions]
@@ -99,7 +102,7 @@ def ask_all(
             gather(file, order)
         step.tell("ready")
     step.wait_for("ready", [0])
-    with ExitStack() as stack:
+    with ExitStack() as stack, telling_of_memory():
         courses = [_open(file, seed, team, stack) for file, seed in files.items()]
         wanted = set(order[:limit])
         by_picture = groupby(questions, key=lambda question: question.image)
@@ -189,9 +192,7 @@ def _ask_picture(task: Task, plan: list[_Pending], picture: Any, describer: Desc
                 f"{item.question.image} is {session.height}x{session.width} pixels, its record says "
                 f"{item.question.height}x{item.question.width} (question {item.question.id}); prepare the data again"
             )
-    for start in range(0, len(plan), asking.batch_size):
-        batch = plan[start : start + asking.batch_size]
-        predictions = ASKERS[task.asker](session, batch, asking)
+    for batch, predictions in in_batches(plan, asking, partial(ASKERS[task.asker], session)):
         for log in dict.fromkeys(item.log for item in batch):
             log.append([made for made, item in zip(predictions, batch, strict=True) if item.log is log])
         yield len(batch)

@@ -40,8 +40,8 @@ _NO_LIMIT = 1 << 30
 """Tokenizers without a longest text state an astronomic one."""
 
 _ONE_AT_A_TIME = threading.RLock()
-"""Held while a template is rendered or a text is tokenised. A compiled template, of which transformers keeps one for all
-processors, writes the places of answers into itself, and a fast tokenizer the padding that it is asked for."""
+"""Held while a template is rendered or a text is tokenised: a compiled template, of which transformers keeps one for
+all processors, writes the places of answers into itself, and a fast tokenizer the padding that it is asked for."""
 
 Conversation = Sequence[dict[str, Any]]
 """Messages `{"role", "content"}`; content is a string, or a list of `{"type": "text", "text"}` and

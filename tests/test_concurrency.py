@@ -1,4 +1,4 @@
-"""One model, one processor, many threads: every answer is the one that it is alone, and nothing of the model changes."""
+"""One model, one processor, many threads: answers are what they are alone, and nothing of the model changes."""
 
 import sys
 from collections.abc import Callable, Iterator
