@@ -1,4 +1,4 @@
-"""What is declared is used, what is used is declared, and everything shipped that is no text of ours has its licence."""
+"""What is declared is used, what is used is declared, and what is shipped besides source text has a licence note."""
 
 import ast
 import importlib
