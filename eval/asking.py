@@ -1,13 +1,15 @@
-"""Ways to ask a session: from questions about one picture to predictions.
+"""Ways to ask: from questions about open pictures to predictions.
 
-An *asker* takes a session and a batch of questions about its picture. `ASKERS` holds them by name; tasks name one.
+An *asker* takes the model and a batch of questions, each with the session of its picture. `ASKERS` holds them by name;
+tasks name one.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +19,9 @@ from eval.sampling import Sampling
 
 if TYPE_CHECKING:
     from osprey_tp.tiling import Tiling
+
+MOST_PICTURE_BYTES = 2 << 30
+"""Of the pictures that are open at a time, unless it is known how much the device has."""
 
 GREEDY: Mapping[str, Any] = MappingProxyType({"do_sample": False, "num_beams": 1})
 
@@ -41,8 +46,16 @@ class Session(Protocol):
 class Describer(Protocol):
     """What is needed of an `osprey_tp.describer.RegionDescriber`."""
 
-    def open(self, image: Any, overview: str = ...) -> Session:
-        """Encode the picture once."""
+    def open_many(self, images: Sequence[Any], overview: str = ...) -> Sequence[Session]:
+        """Encode every picture once."""
+        ...
+
+    def ask_many(self, questions: Sequence[Any], **options: Any) -> list[str]:
+        """One answer to each `osprey_tp.sessions.RegionQuestion`."""
+        ...
+
+    def bytes_of(self, height: int, width: int) -> int:
+        """What an open picture of this size holds."""
         ...
 
 
@@ -68,6 +81,7 @@ class Asking:
         decoding: options of `generate`.
         sampling: how answers are drawn instead; None for `decoding` as it is.
         room: found out while asking.
+        most_picture_bytes: of pictures that are open at a time; one is always.
     """
 
     batch_size: int
@@ -76,6 +90,7 @@ class Asking:
     decoding: Mapping[str, Any] = field(default_factory=lambda: GREEDY)
     sampling: Sampling | None = None
     room: Room = field(default_factory=Room)
+    most_picture_bytes: int = MOST_PICTURE_BYTES
 
     def options(self, batch: Sequence[Shown]) -> dict[str, Any]:
         """Options of `generate` for one batch, which has to be generated at once."""
@@ -97,25 +112,66 @@ class Shown:
         return self.question.id if self.shown is self.question else f"{self.question.id} shown {self.shown.id}"
 
 
-Asker = Callable[[Session, Sequence[Shown], Asking], list[Prediction]]
+@dataclass(frozen=True)
+class Posed:
+    """A question with the session that it is asked of."""
+
+    session: Session
+    item: Shown
 
 
-def ask_for_answers(session: Session, batch: Sequence[Shown], asking: Asking) -> list[Prediction]:
+Asker = Callable[[Describer, Sequence[Posed], Asking], list[Prediction]]
+
+
+def ask_for_answers(describer: Describer, posed: Sequence[Posed], asking: Asking) -> list[Prediction]:
     """The model's own words for each question.
 
     Raises:
-        ValueError: the session gave another number of answers than it was asked for.
+        ValueError: there came another number of answers than was asked for.
     """
-    answers = session.ask_groups(
-        [item.shown.regions for item in batch],
-        [item.question.text for item in batch],
-        batch_size=asking.batch_size,
-        max_new_tokens=asking.max_new_tokens,
-        **asking.options(batch),
+    answers = _greedy_answers(describer, posed, asking) if asking.sampling is None else _drawn_answers(posed, asking)
+    if len(answers) != len(posed):
+        raise ValueError(f"{len(posed)} questions, {len(answers)} answers (first question {posed[0].item.question.id})")
+    return [prediction_of(one.item, answer, asking) for one, answer in zip(posed, answers, strict=True)]
+
+
+def _greedy_answers(describer: Describer, posed: Sequence[Posed], asking: Asking) -> list[str]:
+    """Answers to questions about any pictures, in shared batches."""
+    from osprey_tp.sessions import RegionQuestion
+
+    questions: list[Any] = [
+        RegionQuestion(one.session, one.item.shown.regions, one.item.question.text)  # type: ignore[arg-type]
+        for one in posed
+    ]
+    return describer.ask_many(
+        questions, batch_size=asking.batch_size, max_new_tokens=asking.max_new_tokens, **asking.decoding
     )
-    if len(answers) != len(batch):
-        raise ValueError(f"{len(batch)} questions, {len(answers)} answers (first question {batch[0].question.id})")
-    return [prediction_of(item, answer, asking) for item, answer in zip(batch, answers, strict=True)]
+
+
+def _drawn_answers(posed: Sequence[Posed], asking: Asking) -> list[str]:
+    """Answers that are drawn, picture by picture: `generate` is told whose draws it makes, a batch at a time."""
+    from osprey_tp.describer import MOST_COPIES
+
+    most = min(asking.batch_size, MOST_COPIES)
+    answers: list[str] = []
+    for session, items in by_picture(posed):
+        for start in range(0, len(items), most):
+            batch = items[start : start + most]
+            answers += session.ask_groups(
+                [item.shown.regions for item in batch],
+                [item.question.text for item in batch],
+                batch_size=most,
+                max_new_tokens=asking.max_new_tokens,
+                **asking.options(batch),
+            )
+    return answers
+
+
+def by_picture(posed: Sequence[Posed]) -> Iterator[tuple[Session, list[Shown]]]:
+    """The sessions, each with its questions, in order."""
+    for _, group in groupby(posed, key=lambda one: id(one.session)):
+        of_picture = list(group)
+        yield of_picture[0].session, [one.item for one in of_picture]
 
 
 def prediction_of(item: Shown, answer: str, asking: Asking, scores: Sequence[float] = ()) -> Prediction:
@@ -134,16 +190,16 @@ def prediction_of(item: Shown, answer: str, asking: Asking, scores: Sequence[flo
     )
 
 
-def _rank_candidates(session: Session, batch: Sequence[Shown], asking: Asking) -> list[Prediction]:
+def _rank_candidates(describer: Describer, posed: Sequence[Posed], asking: Asking) -> list[Prediction]:
     from eval.candidates import rank_candidates
 
-    return rank_candidates(session, batch, asking)
+    return [made for session, items in by_picture(posed) for made in rank_candidates(session, items, asking)]
 
 
-def _choose_regions(session: Session, batch: Sequence[Shown], asking: Asking) -> list[Prediction]:
+def _choose_regions(describer: Describer, posed: Sequence[Posed], asking: Asking) -> list[Prediction]:
     from eval.grounding import choose_regions
 
-    return choose_regions(session, batch, asking)
+    return [made for session, items in by_picture(posed) for made in choose_regions(session, items, asking)]
 
 
 ASKERS: dict[str, Asker] = {"answers": ask_for_answers, "candidates": _rank_candidates, "regions": _choose_regions}

@@ -27,7 +27,7 @@ from eval.categories import by_category
 from eval.checksums import folder_checksum, package_versions
 from eval.comparison import check_comparable
 from eval.intervals import CONFIDENCE, RESAMPLES, SEED
-from eval.loading import load_describer, open_records, require_prepared, source_of
+from eval.loading import load_describer, open_records, require_prepared, room_for_pictures, source_of
 from eval.metrics import Answers, Scoring, ScoringOptions, by_region_size, score, select_answers, summarise
 from eval.open_questions import with_references
 from eval.predictions import Prediction, line_of, read_predictions
@@ -298,7 +298,13 @@ def _ask(
         )
     processor = getattr(describer, "processor", None)
     tiling = None if processor is None else processor.image_processor.tiling
-    asking = Asking(settings.batch_size, max_new_tokens, tiling, sampling=settings.sampling)
+    asking = Asking(
+        settings.batch_size,
+        max_new_tokens,
+        tiling,
+        sampling=settings.sampling,
+        most_picture_bytes=room_for_pictures(describer),
+    )
     ask_all(
         task,
         questions,

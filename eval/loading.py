@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.asking import MOST_PICTURE_BYTES, Describer
 from eval.questions import Records
 
 if TYPE_CHECKING:
@@ -62,6 +63,17 @@ def load_describer(folder: Path, device: str | None = None, dtype: str | None = 
     from osprey_tp.describer import RegionDescriber
 
     return RegionDescriber.from_pretrained(folder, own_device(device), dtype)
+
+
+def room_for_pictures(describer: Describer) -> int:
+    """Bytes for open pictures: on a GPU a quarter of what the weights leave of it, else `MOST_PICTURE_BYTES`."""
+    model = getattr(describer, "model", None)
+    if model is None or model.device.type != "cuda":
+        return MOST_PICTURE_BYTES
+    import torch
+
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return max(0, torch.cuda.get_device_properties(model.device).total_memory - weights) // 4
 
 
 def _require_region_encoder(folder: Path) -> None:

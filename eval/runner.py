@@ -1,26 +1,29 @@
-"""Asks a model every question, one picture at a time, and keeps each answer on the disk as soon as it is there.
+"""Asks a model every question, several pictures at a time, and keeps each answer on the disk as soon as it is there.
 
 ```
 questions ─► groups by picture ─► shards.py: this process's share ─► threads decode pictures ahead
-    ─► session ─► batches ─► predictions.jsonl, or a file for each process, gathered when all are done
+    ─► rounds of pictures that are open together ─► batches of their questions
+    ─► predictions.jsonl, or a file for each process, gathered when all are done
 ```
+
+Questions about the pictures of a round share batches. A round holds whole pictures, as many as rows and memory allow;
+if it fails, its pictures are asked about one by one, so that a picture that cannot be used costs no other its answers.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from eval.asking import ASKERS, Asking, Describer, Shown
+from eval.asking import ASKERS, Asking, Describer, Posed, Shown
 from eval.batches import in_batches, telling_of_memory
-from eval.predictions import PredictionLog, read_predictions
+from eval.predictions import Prediction, PredictionLog, read_predictions
 from eval.questions import Question, shuffled_regions
 from eval.shards import gather, part_of, share_of
 from eval.tasks import Task
@@ -28,7 +31,7 @@ from eval.team import Step, Team
 
 PREDICTIONS_FILE = "predictions.jsonl"
 CONTROL_FILE = "predictions_shuffled.jsonl"
-AHEAD = 2
+AHEAD = 4
 """Pictures that are decoded ahead for each worker."""
 
 
@@ -52,6 +55,10 @@ class _Pending(Shown):
     """A question that has no answer yet."""
 
     log: PredictionLog
+
+
+_Plan = tuple[list[_Pending], Any]
+"""What is to be asked about one picture, and the picture: a path or its pixels."""
 
 
 def ask_all(
@@ -78,7 +85,7 @@ def ask_all(
         questions: those of one picture side by side, as `collect_questions` returns them.
         describer: the model.
         out: folder of the results.
-        asking: batch size, longest answer, tiling, decoding.
+        asking: batch size, longest answer, tiling, decoding, memory of open pictures.
         limit: how many questions; those left out still take part in the shuffling of their picture.
         shuffle_seed: seed of the control; None for no control.
         progress: show regions/s and the time left on stderr.
@@ -87,8 +94,8 @@ def ask_all(
             is done, the first one when all answers are gathered.
 
     Raises:
-        ValueError: a picture has another size than its record says, or the session gave another number of answers
-            than it was asked for. Answers so far are kept.
+        ValueError: a picture has another size than its record says, or the model gave another number of answers
+            than it was asked for. Answers so far, and to all questions about pictures before it, are kept.
         TeammateLost: another process failed or died. Answers so far are kept.
         OSError: the GPU has no room for a single question, or the disk none for an answer. Answers so far are kept.
     """
@@ -108,8 +115,9 @@ def ask_all(
         by_picture = groupby(questions, key=lambda question: question.image)
         plans = [plan for _, group in by_picture if (plan := _pending(list(group), wanted, courses))]
         with _progress(sum(map(len, plans)), step, progress and team.first) as show:
-            for plan, picture in _with_pictures(share_of(plans, team.rank, team.size), workers):
-                for answered in _ask_picture(task, plan, picture, describer, asking):
+            pictures = _with_pictures(share_of(plans, team.rank, team.size), workers)
+            for together in _rounds(pictures, describer, asking):
+                for answered in _ask_round(task, together, describer, asking):
                     show(answered)
             stack.close()
             step.tell("done")
@@ -160,7 +168,7 @@ def _progress(total: int, step: Step, shown: bool) -> Iterator[Callable[[int], N
         yield show
 
 
-def _with_pictures(plans: list[list[_Pending]], workers: int) -> Iterator[tuple[list[_Pending], Any]]:
+def _with_pictures(plans: list[list[_Pending]], workers: int) -> Iterator[_Plan]:
     """Each plan with its picture: its path, or with workers its pixels, decoded while earlier ones are asked about.
 
     Threads are enough: Pillow decodes without holding Python's lock.
@@ -183,16 +191,62 @@ def _with_pictures(plans: list[list[_Pending]], workers: int) -> Iterator[tuple[
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ask_picture(task: Task, plan: list[_Pending], picture: Any, describer: Describer, asking: Asking) -> Iterator[int]:
-    """Ask what is pending about one picture, in batches; yields how many answers each batch brought."""
-    session = describer.open(picture, task.overview)
-    for item in plan:
+def _rounds(pictures: Iterable[_Plan], describer: Describer, asking: Asking) -> Iterator[list[_Plan]]:
+    """Pictures that are open together: as many as rows and memory allow, at least one.
+
+    Where the next picture cannot be had, those before it are asked about first.
+    """
+    gathered: list[_Plan] = []
+    questions = size = 0
+    try:
+        for plan, picture in pictures:
+            own = describer.bytes_of(plan[0].question.height, plan[0].question.width)
+            if gathered and (questions + len(plan) > asking.batch_size or size + own > asking.most_picture_bytes):
+                yield gathered
+                gathered, questions, size = [], 0, 0
+            gathered.append((plan, picture))
+            questions, size = questions + len(plan), size + own
+    except Exception:
+        if gathered:
+            yield gathered
+        raise
+    if gathered:
+        yield gathered
+
+
+def _ask_round(task: Task, pictures: list[_Plan], describer: Describer, asking: Asking) -> Iterator[int]:
+    """Ask what is pending about a round of pictures; yields how many answers each batch brought.
+
+    What fails for several pictures together is tried with each alone, which also needs least memory.
+    """
+    if len(pictures) > 1:
+        try:
+            yield from _ask_together(task, pictures, describer, asking)
+            return
+        except Exception:  # raised again below, by the picture that it comes from
+            pictures = [
+                ([item for item in plan if item.question.id not in item.log], picture) for plan, picture in pictures
+            ]
+    for plan, picture in pictures:
+        if plan:
+            yield from _ask_together(task, [(plan, picture)], describer, asking)
+
+
+def _ask_together(task: Task, pictures: list[_Plan], describer: Describer, asking: Asking) -> Iterator[int]:
+    """Open pictures and ask all that is pending about them; yields how many answers each batch brought."""
+    sessions = describer.open_many([picture for _, picture in pictures], task.overview)
+    pending = [(session, item) for session, (plan, _) in zip(sessions, pictures, strict=True) for item in plan]
+    for session, item in pending:
         if (session.height, session.width) != (item.question.height, item.question.width):
             raise ValueError(
                 f"{item.question.image} is {session.height}x{session.width} pixels, its record says "
                 f"{item.question.height}x{item.question.width} (question {item.question.id}); prepare the data again"
             )
-    for batch, predictions in in_batches(plan, asking, partial(ASKERS[task.asker], session)):
-        for log in dict.fromkeys(item.log for item in batch):
-            log.append([made for made, item in zip(predictions, batch, strict=True) if item.log is log])
+
+    def ask(batch: Sequence[tuple[Any, _Pending]], asking: Asking) -> list[Prediction]:
+        return ASKERS[task.asker](describer, [Posed(session, item) for session, item in batch], asking)
+
+    for batch, predictions in in_batches(pending, asking, ask):
+        for log in dict.fromkeys(item.log for _, item in batch):
+            log.append([made for made, (_, item) in zip(predictions, batch, strict=True) if item.log is log])
         yield len(batch)

@@ -98,6 +98,21 @@ class RegionDescriber:
         encoded = encode_pictures(self.model, self.processor, pictures)
         return [ImageSession(self, image, own, overview) for image, own in zip(pictures, encoded, strict=True)]
 
+    def bytes_of(self, height: int, width: int) -> int:
+        """What the session about a picture of this size holds once it has been asked, but for a few words.
+
+        Args:
+            height: In source pixels.
+            width: In source pixels.
+        """
+        plan, config = self.processor.image_processor.tiling.plan(height, width), self.model.config
+        decoder = config.text_config
+        key_heads = getattr(decoder, "num_key_value_heads", None) or decoder.num_attention_heads
+        head_width = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
+        cells = len(config.feature_layers) * plan.num_cells * config.vision_config.hidden_size
+        of_token = decoder.hidden_size + decoder.num_hidden_layers * 2 * key_heads * head_width
+        return (cells + plan.num_visual_tokens * of_token) * self.model.dtype.itemsize
+
     def ask_many(
         self,
         questions: Sequence[RegionQuestion],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,37 @@ def answers_to(
 
 
 @dataclass
+class OpensMany:
+    """What a describer with `open` needs besides, for sessions with `ask_groups`; remembers the calls.
+
+    Attributes:
+        size: bytes of a picture.
+        together: how many pictures each call opened.
+        calls: how many questions each call asked.
+    """
+
+    size: int = field(default=0, kw_only=True)
+    together: list[int] = field(default_factory=list, kw_only=True)
+    calls: list[int] = field(default_factory=list, kw_only=True)
+
+    def open_many(self, images: Sequence[Any], overview: str = "") -> list[Any]:
+        self.together.append(len(images))
+        return [self.open(image, overview) for image in images]
+
+    def ask_many(self, questions: Sequence[Any], **options: Any) -> list[str]:
+        self.calls.append(len(questions))
+        answers = []
+        for _, group in groupby(questions, key=lambda question: id(question.session)):
+            own = list(group)
+            regions, texts = [question.regions for question in own], [question.text for question in own]
+            answers += own[0].session.ask_groups(regions, texts, **options)
+        return answers
+
+    def bytes_of(self, height: int, width: int) -> int:
+        return self.size
+
+
+@dataclass
 class FakeSession:
     describer: FakeDescriber
     path: Path
@@ -112,7 +144,6 @@ class FakeSession:
     def ask_groups(
         self, groups: Sequence[Sequence[Any]], questions: Sequence[str], *, batch_size: int, **options: Any
     ) -> list[str]:
-        assert len(groups) <= batch_size
         self.describer.asked.append((self.path.name, len(groups), questions[0], options))
         return [self.describer.answer(self.path.name, regions[0]["counts"]) for regions in groups]
 
@@ -125,7 +156,7 @@ class FakeSession:
 
 
 @dataclass
-class FakeDescriber:
+class FakeDescriber(OpensMany):
     """Answers by `answer(picture's name, RLE counts)`; remembers what was opened and asked."""
 
     answer: Callable[[str, str], str]

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from data_pipelines.records import Region, RegionRecord, Turn
 from data_pipelines.sources.id_maps import masks_of
 
-from .eval_fakes import Records
+from .eval_fakes import OpensMany, Records
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -83,7 +83,7 @@ class ScoringSession:
 
 
 @dataclass
-class ScoringDescriber:
+class ScoringDescriber(OpensMany):
     """Scores by `rule(picture's name, region, text)`."""
 
     rule: Callable[[str, Any, str], float]

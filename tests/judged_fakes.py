@@ -12,12 +12,13 @@ from data_pipelines.prepare import prepare
 from eval.evaluation import Settings
 
 from .annotation_files import CATEGORIES, annotation_entry, image_entry, polygon, write_json, write_picture
+from .eval_fakes import OpensMany
 
 LEFT, RIGHT = polygon(2, 4, 20, 30), polygon(30, 5, 50, 25)
 
 
 @dataclass
-class TellingDescriber:
+class TellingDescriber(OpensMany):
     """Answers by `answer(question)`; remembers overviews, and how many regions each question had."""
 
     answer: Callable[[str], str]

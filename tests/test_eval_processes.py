@@ -30,7 +30,7 @@ from eval.shards import gather, part_of, share_of
 from eval.tasks import TASKS
 from eval.team import Team, TeammateGone, TeammateLost
 
-from .eval_fakes import FakeDescriber, FakeSession, Records, knowing, make_data
+from .eval_fakes import FakeDescriber, FakeSession, OpensMany, Records, knowing, make_data
 from .tiny_models import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -306,10 +306,11 @@ def test_a_broken_picture_stops_the_run_at_its_place(tmp_path: Path) -> None:
     assert found == [question.id for question in questions if question.image in {"0.png", "1.png"}]
 
 
-class BySize:
+class BySize(OpensMany):
     """A describer that takes pixels, as workers hand them over."""
 
     def __init__(self, records: Records) -> None:
+        super().__init__()
         self.inner = replace(knowing(records), answer=lambda image, counts: "x")
 
     def open(self, image: Any, overview: str = "") -> Any:

@@ -49,14 +49,61 @@ def test_every_region_is_asked_once_in_batches_and_each_picture_opened_once(tmp_
     ]
     assert all(item.references == (item.prediction,) and item.shown_region is None for item in found)
     assert describer.opened == ["0.png", "1.png", "2.png"]
-    assert [(name, size) for name, size, _, _ in describer.asked] == [
-        ("0.png", 3),
-        ("1.png", 1),
-        ("2.png", 4),
-        ("2.png", 2),
-    ]
+    sizes = [(name, size) for name, size, _, _ in describer.asked]
+    assert sizes == [("0.png", 3), ("1.png", 1), ("2.png", 4), ("2.png", 2)]
+    assert (describer.together, describer.calls) == ([2, 1], [4, 4, 2])
     options = {"max_new_tokens": 9, "do_sample": False, "num_beams": 1}
     assert all(call[2:] == (CLASSIFICATION.question, options) for call in describer.asked)
+
+
+def test_rows_and_memory_bound_the_pictures_that_are_open_together(tmp_path: Path) -> None:
+    records = make_data(tmp_path / "data", [["red", "green"]] * 7 + [["red"] * 8])
+    questions = collect_questions(CLASSIFICATION, records)
+    opened = {}
+    for most in (30, 25, 5):
+        describer = knowing(records)
+        describer.size = 10
+        asking = Asking(batch_size=4, max_new_tokens=9, most_picture_bytes=most)
+        ask_all(CLASSIFICATION, questions, describer, tmp_path / str(most), asking, progress=False)
+        assert ids_in(tmp_path / str(most) / PREDICTIONS_FILE) == [question.id for question in questions]
+        assert max(describer.calls) <= 4
+        opened[most] = describer.together
+    assert opened == {30: [2, 2, 2, 1, 1], 25: [2, 2, 2, 1, 1], 5: [1] * 8}
+
+
+def test_a_region_that_cannot_be_used_costs_no_other_picture_its_answers(tmp_path: Path) -> None:
+    records = make_data(tmp_path / "data", [["red"], ["blue", "green"], ["yellow"], ["green"]])
+    right = knowing(records).answer
+
+    def answer(image: str, counts: str) -> str:
+        if image == "2.png":
+            raise ValueError("region 1 is empty")
+        return right(image, counts)
+
+    questions = collect_questions(CLASSIFICATION, records)
+    with pytest.raises(ValueError, match="region 1 is empty"):
+        ask_all(CLASSIFICATION, questions, FakeDescriber(answer), tmp_path, ASKING, progress=False)
+    assert ids_in(tmp_path / PREDICTIONS_FILE) == [question.id for question in questions[:3]]
+    describer = knowing(records)
+    ask_all(CLASSIFICATION, questions, describer, tmp_path, ASKING, progress=False)
+    assert describer.opened == ["2.png", "3.png"]
+    assert ids_in(tmp_path / PREDICTIONS_FILE) == [question.id for question in questions]
+
+
+def test_what_fails_for_pictures_together_only_is_asked_one_by_one(tmp_path: Path) -> None:
+    records = make_data(tmp_path / "data", NAMES)
+    describer = knowing(records)
+    together = describer.ask_many
+
+    def needs_memory(questions, **options):
+        if len({id(question.session) for question in questions}) > 1:
+            raise MemoryError
+        return together(questions, **options)
+
+    describer.ask_many = needs_memory  # type: ignore[method-assign]
+    ask_classification(records, describer, tmp_path, ASKING, progress=False)
+    assert len(ids_in(tmp_path / PREDICTIONS_FILE)) == 10
+    assert describer.calls == [3, 1, 4, 2]
 
 
 def test_regions_of_records_that_share_a_picture_are_asked_together(tmp_path: Path) -> None:

@@ -83,10 +83,13 @@ def test_the_control_draws_for_itself() -> None:
     assert Asking(4, 5).options([Shown(question, question)]) == {"do_sample": False, "num_beams": 1}
 
 
-def test_answers_do_not_depend_on_batches(folders: Path, tmp_path: Path) -> None:
+def test_answers_do_not_depend_on_batches(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hot = ("--sample", "--temperature", "1.5", "--seed", "3")
     wide = run(folders, tmp_path / "wide", *hot)
     assert run(folders, tmp_path / "narrow", *hot, "--batch-size", "1") == wide
+    with monkeypatch.context() as patch:
+        patch.setattr("osprey_tp.describer.MOST_COPIES", 2)
+        assert run(folders, tmp_path / "few", *hot) == wide
     assert run(folders, tmp_path / "other", *hot[:-1], "4") != wide
     greedy = run(folders, tmp_path / "greedy")
     assert greedy != wide

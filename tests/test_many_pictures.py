@@ -79,6 +79,17 @@ def test_pictures_opened_together_are_those_opened_alone():
         assert (together.height, together.width) == (image.height, image.width)
 
 
+@pytest.mark.parametrize("language", ["llama", "qwen3"])
+def test_what_a_picture_will_hold_is_known_from_its_size(language):
+    describer = tiny_describer(language=language)
+    for height, width in ((300, 300), (200, 600)):
+        session = describer.open(Image.new("RGB", (width, height)))
+        session.ask([{"box": [0, 0, 9, 9]}], max_new_tokens=1)
+        prefix, plan = session.picture._prefix, session.picture.plan
+        words = (prefix.length - plan.num_visual_tokens) * prefix.nbytes // prefix.length
+        assert describer.bytes_of(height, width) + words == session.nbytes
+
+
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_a_tower_without_its_last_layers_gives_the_same_cells_and_leaves_the_model_alone(tower):
     model = tiny_describer(tower, feature_layers=[1, 2]).model.model
