@@ -76,8 +76,8 @@ class Service:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text by itself, without the picture; 0 where the model does not tell how it counts."""
-        tokenizer = getattr(getattr(self.describer, "processor", None), "tokenizer", None)
-        return 0 if tokenizer is None else len(tokenizer(text)["input_ids"])
+        processor: Any = getattr(self.describer, "processor", None)
+        return 0 if processor is None else processor.count_tokens(text)
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether the model answers, and what is going on.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 
 from data_pipelines.commands import merge, prepare, show, synthesize, validate
 from data_pipelines.generation.command import add_generate
+from osprey_tp.termination import EXIT_CODE, Terminated, sigterm_raised
 
 PROGRAM = "python -m data_pipelines"
 ADD_COMMAND = (
@@ -24,12 +24,12 @@ ADD_COMMAND = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 only if everything that was asked is done."""
     options = build_parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        code: int = options.run(options)
-    except KeyboardInterrupt:
+        with sigterm_raised():
+            code: int = options.run(options)
+    except KeyboardInterrupt as end:
         sys.stderr.write(f"{PROGRAM}: interrupted; `prepare` goes on when the same command is given again\n")
-        return 130
+        return EXIT_CODE if isinstance(end, Terminated) else 130
     except (ValueError, OSError) as error:
         sys.stderr.write(f"{PROGRAM} {options.command}: error: {' '.join(str(error).split())}\n")
         return 1

@@ -13,6 +13,7 @@ from eval.sampling import Sampling
 from eval.task_options import add_task_options, task_options
 from eval.tasks import NEEDS, TASKS
 from eval.team import Team
+from osprey_tp.termination import EXIT_CODE, Terminated, sigterm_raised
 
 if TYPE_CHECKING:
     from eval.evaluation import Settings
@@ -96,6 +97,13 @@ def _add_judge(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--judge-concurrency", type=_positive, metavar="N", default=8, help="most requests at a time (%(default)s)"
     )
+    group.add_argument(
+        "--judge-timeout",
+        type=_seconds,
+        metavar="S",
+        default=120.0,
+        help="seconds that one attempt may take (%(default)g)",
+    )
     group.add_argument("--references", type=Path, metavar="FILE", help='reference answers, JSON with "id" and "text"')
     group.add_argument(
         "--contexts", type=Path, metavar="FILE", help='what pictures show, for the judge, JSON with "image" and "text"'
@@ -134,6 +142,13 @@ def _temperature(text: str) -> float:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no positive number of seconds")
+    return number
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = build_parser()
@@ -145,14 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problem:
         parser.error(problem)
     try:
-        with Team.from_environment() as team:
+        with sigterm_raised(), Team.from_environment() as team:
             return _evaluate_all(options, team) if options.task == "all" else _evaluate(options, team)
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         sys.stderr.write(f"interrupted; answers so far are in {options.out}, the same command goes on from there\n")
-        return INTERRUPTED
+        return EXIT_CODE if isinstance(end, Terminated) else INTERRUPTED
 
 
 def _problem(options: argparse.Namespace) -> str:
@@ -204,6 +219,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         judge_model=options.judge_model,
         judge_key_variable=options.judge_key_variable,
         judge_concurrency=options.judge_concurrency,
+        judge_timeout=options.judge_timeout,
         references=options.references,
         contexts=options.contexts,
         device=options.device,

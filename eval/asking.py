@@ -6,6 +6,7 @@ tasks name one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -58,6 +59,17 @@ class Describer(Protocol):
         ...
 
 
+@dataclass
+class Room:
+    """What the device has turned out to have room for.
+
+    Attributes:
+        most: questions at a time.
+    """
+
+    most: int = sys.maxsize
+
+
 @dataclass(frozen=True)
 class Asking:
     """How to ask.
@@ -68,6 +80,7 @@ class Asking:
         tiling: of the model, for sizes in cells; None where it is not known.
         decoding: options of `generate`.
         sampling: how answers are drawn instead; None for `decoding` as it is.
+        room: found out while asking.
         most_picture_bytes: of pictures that are open at a time; one is always.
     """
 
@@ -76,6 +89,7 @@ class Asking:
     tiling: Tiling | None = None
     decoding: Mapping[str, Any] = field(default_factory=lambda: GREEDY)
     sampling: Sampling | None = None
+    room: Room = field(default_factory=Room)
     most_picture_bytes: int = MOST_PICTURE_BYTES
 
     def options(self, batch: Sequence[Shown]) -> dict[str, Any]:

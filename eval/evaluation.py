@@ -69,6 +69,7 @@ class Settings:
         judge_model: the judge's name there.
         judge_key_variable: environment variable that holds the judge's key.
         judge_concurrency: most requests to the judge at a time.
+        judge_timeout: seconds that one attempt may take.
         references: file of reference answers, see `eval.open_questions`.
         contexts: file that tells the judge what pictures show, see `eval.open_questions`.
         device, dtype: where and in which precision the model runs; by default as `RegionDescriber` chooses.
@@ -94,6 +95,7 @@ class Settings:
     judge_model: str | None = None
     judge_key_variable: str = "OPENAI_API_KEY"
     judge_concurrency: int = 8
+    judge_timeout: float = 120.0
     references: Path | None = None
     contexts: Path | None = None
     device: str | None = None
@@ -229,7 +231,9 @@ def _judge(settings: Settings, progress: bool) -> Judge:
     from data_pipelines.generation.endpoint import Endpoint
     from eval.judge import REPLIES_FILE, Judge
 
-    endpoint = Endpoint(settings.judge or "", settings.judge_key_variable, settings.judge_concurrency)
+    endpoint = Endpoint(
+        settings.judge or "", settings.judge_key_variable, settings.judge_concurrency, settings.judge_timeout
+    )
     endpoint.key()
     return Judge(endpoint, settings.judge_model or "", settings.out / REPLIES_FILE, progress)
 

@@ -59,7 +59,7 @@ class PredictionLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         try:
             _lock(self._file)
             _remove_broken_last_line(path)
@@ -69,10 +69,23 @@ class PredictionLog:
             raise
 
     def append(self, predictions: Sequence[Prediction]) -> None:
-        """Write the lines and wait until they are on the disk."""
-        self._file.write("".join(line_of(prediction) for prediction in predictions).encode("utf-8"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Write the lines and wait until they are on the disk.
+
+        Raises:
+            OSError: naming the file, if they cannot be written; it is then as it was.
+        """
+        end = self._file.seek(0, os.SEEK_END)
+        lines = "".join(line_of(prediction) for prediction in predictions).encode("utf-8")
+        try:
+            while lines:
+                lines = lines[self._file.write(lines) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise OSError(
+                f"{self.path} cannot be written: {error.strerror}; answers so far are kept: mend this and give the "
+                "same command again"
+            ) from error
         self.predictions.update({prediction.id: prediction for prediction in predictions})
 
     def __contains__(self, prediction_id: str) -> bool:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.asking import ASKERS, Asking, Describer, Posed, Shown
-from eval.predictions import PredictionLog, read_predictions
+from eval.batches import in_batches, telling_of_memory
+from eval.predictions import Prediction, PredictionLog, read_predictions
 from eval.questions import Question, shuffled_regions
 from eval.shards import gather, part_of, share_of
 from eval.tasks import Task
@@ -96,6 +97,7 @@ def ask_all(
         ValueError: a picture has another size than its record says, or the model gave another number of answers
             than it was asked for. Answers so far, and to all questions about pictures before it, are kept.
         TeammateLost: another process failed or died. Answers so far are kept.
+        OSError: the GPU has no room for a single question, or the disk none for an answer. Answers so far are kept.
     """
     step = step or Step(Team(), str(out))
     team, order = step.team, [question.id for question in questions]
@@ -107,7 +109,7 @@ def ask_all(
             gather(file, order)
         step.tell("ready")
     step.wait_for("ready", [0])
-    with ExitStack() as stack:
+    with ExitStack() as stack, telling_of_memory():
         courses = [_open(file, seed, team, stack) for file, seed in files.items()]
         wanted = set(order[:limit])
         by_picture = groupby(questions, key=lambda question: question.image)
@@ -240,9 +242,11 @@ def _ask_together(task: Task, pictures: list[_Plan], describer: Describer, askin
                 f"{item.question.image} is {session.height}x{session.width} pixels, its record says "
                 f"{item.question.height}x{item.question.width} (question {item.question.id}); prepare the data again"
             )
-    for start in range(0, len(pending), asking.batch_size):
-        batch = pending[start : start + asking.batch_size]
-        predictions = ASKERS[task.asker](describer, [Posed(session, item) for session, item in batch], asking)
+
+    def ask(batch: Sequence[tuple[Any, _Pending]], asking: Asking) -> list[Prediction]:
+        return ASKERS[task.asker](describer, [Posed(session, item) for session, item in batch], asking)
+
+    for batch, predictions in in_batches(pending, asking, ask):
         for log in dict.fromkeys(item.log for _, item in batch):
             log.append([made for made, (_, item) in zip(predictions, batch, strict=True) if item.log is log])
         yield len(batch)

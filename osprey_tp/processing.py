@@ -11,6 +11,7 @@ Training, evaluation, sessions and the app all go through `OspreyTPProcessor.pre
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -39,6 +40,10 @@ IGNORED_LABEL = -100
 
 _NO_LIMIT = 1 << 30
 """Tokenizers without a longest text state an astronomic one."""
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Held while a template is rendered or a text is tokenised: a compiled template, of which transformers keeps one for
+all processors, writes the places of answers into itself, and a fast tokenizer the padding that it is asked for."""
 
 Conversation = Sequence[dict[str, Any]]
 """Messages `{"role", "content"}`; content is a string, or a list of `{"type": "text", "text"}` and
@@ -212,7 +217,8 @@ class OspreyTPProcessor(ProcessorMixin):
                 IMAGE_TOKEN * tiling.count_visual_tokens(rows, cols) for rows, cols in vision["tile_grids"].tolist()
             ]
         prompts, offsets = self.get_text_with_replacements(prompts, expansions)
-        text_inputs = self._tokenise(prompts, return_tensors, text_options)
+        with _ONE_AT_A_TIME:
+            text_inputs = self._tokenise(prompts, return_tensors, text_options)
         self._check_special_mm_tokens(prompts, BatchFeature(text_inputs), modalities=["image"])
         if return_mm_token_type_ids:
             types = self.create_mm_token_type_ids(text_inputs["input_ids"])
@@ -280,15 +286,16 @@ class OspreyTPProcessor(ProcessorMixin):
             pictures.append(of_conversation)
             regions.append(their_regions)
         side = "left" if add_generation_prompt else "right"
-        batch: Any = self.apply_chat_template(
-            texts,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=add_generation_prompt,
-            return_assistant_tokens_mask=return_labels,
-            processor_kwargs={"images": pictures, "regions": regions, "padding": True, "padding_side": side},
-        )
+        with _ONE_AT_A_TIME:
+            batch: Any = self.apply_chat_template(
+                texts,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                add_generation_prompt=add_generation_prompt,
+                return_assistant_tokens_mask=return_labels,
+                processor_kwargs={"images": pictures, "regions": regions, "padding": True, "padding_side": side},
+            )
         if return_labels:
             answers = torch.as_tensor(batch.pop("assistant_masks")).bool()
             unlabelled = [index for index, row in enumerate(answers) if not row.any()]
@@ -331,6 +338,11 @@ class OspreyTPProcessor(ProcessorMixin):
                 )
         processed_dict["assistant_masks"] = masks.tolist()
         return processed_dict
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text by itself, without a picture, special ones included."""
+        with _ONE_AT_A_TIME:
+            return len(self.tokenizer(text)["input_ids"])
 
     def decode_answers(self, generated: torch.Tensor, prompt_length: int) -> list[str]:
         """Texts of what `generate` returned (B, prompt + answer), without the prompt and special tokens."""

@@ -2,14 +2,22 @@
 #
 #   prepare_environment          .venv in the checkout with the project and all it needs; leaves $python
 #   require_debian_package ...   a command from a Debian package, installed where that is allowed
+#   use_lowest_versions          before it: .venv-lowest, with the lowest versions that pyproject.toml allows
 #   stay_offline                 nothing asks the network after the installation
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 python="$venv/bin/python"
 extras="train,eval,generate,app,dev"
+versions=""
 oldest_python=10
 newest_python=13
+
+use_lowest_versions() {
+    venv="$root/.venv-lowest"
+    python="$venv/bin/python"
+    versions=lowest-direct
+}
 
 say() { printf '== %s\n' "$*"; }
 
@@ -81,13 +89,13 @@ make_venv() {
         install_debian_package "python$version-venv" && "$interpreter" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
             fail "Python $version cannot make environments: sudo apt-get install python$version-venv"
     fi
-    say "making .venv with Python $version"
+    say "making ${venv##*/} with Python $version"
     "$interpreter" -m venv --clear "$venv" || fail "could not make $venv (see above)"
 }
 
 # What the installed packages depend on; the stamp that holds it is written after pip has succeeded.
 installation_key() {
-    { echo "$extras" && cat "$root/pyproject.toml" && "$python" --version; } | sha256sum
+    { echo "$extras$versions" && cat "$root/pyproject.toml" && "$python" --version; } | sha256sum
 }
 
 install_project() {
@@ -96,12 +104,23 @@ install_project() {
         say "the environment is up to date"
         return
     fi
-    say "installing the project with [$extras] into .venv (about 7 GB; 4 to 10 minutes the first time)"
+    say "installing the project with [$extras] into ${venv##*/} (about 7 GB; 4 to 10 minutes the first time)"
     rm -f "$stamp"
-    "$python" -m pip install --disable-pip-version-check --progress-bar off -e "$root[$extras]" ||
+    install_packages ||
         fail "pip could not install the project (see above); with network and 10 GB of free disk, run the same command again"
     installation_key >"$stamp.new"
     mv "$stamp.new" "$stamp"
+}
+
+# pip always takes the highest versions; uv takes the lowest of what the project names itself.
+install_packages() {
+    local quiet=(--disable-pip-version-check --progress-bar off)
+    if [ -z "$versions" ]; then
+        "$python" -m pip install "${quiet[@]}" -e "$root[$extras]"
+        return
+    fi
+    "$python" -m pip install "${quiet[@]}" pip uv &&
+        "$python" -m uv pip install --python "$python" --resolution "$versions" -e "$root[$extras]"
 }
 
 # One set-up at a time: a second one waits for the first and then finds the work done.

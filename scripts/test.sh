@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
-# Usage: bash scripts/test.sh [pytest arguments]
+# Usage: bash scripts/test.sh [--lowest] [pytest arguments]
 #
 # From a fresh clone: makes .venv, installs what is needed, and runs the whole suite on two processes.
+# With --lowest: in .venv-lowest, with the lowest versions that pyproject.toml allows.
 # With CI=true a missing Debian package (Chromium, a Java runtime) is a failure.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 case "${1:-}" in -h | --help)
-    sed -n '2,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit
     ;;
 esac
+if [ "${1:-}" = --lowest ]; then
+    shift
+    use_lowest_versions
+fi
 
 require_debian_package chromium "the tests of the app" chromium chromium-browser google-chrome
 require_debian_package default-jre-headless "METEOR and the tokenizer of the caption metrics" java

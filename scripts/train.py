@@ -9,7 +9,7 @@ Every setting of the file can be given anew as key=value; `osprey_tp/training/ar
 folder appears when the run is complete: model, processor, run_settings.yaml, run_configuration.json,
 training_data.json, data_manifests.json, training_log.json, skipped.jsonl, trained_parts.json; and what there was to
 watch: tensorboard/, held_out.html, held_out.json. A run that was interrupted or killed goes on from its newest sound
-checkpoint when the same command is given again; Ctrl-C and SIGTERM write one first.
+checkpoint when the same command is given again; Ctrl-C (exit code 130) and SIGTERM (0) write one first.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(config: Path | None, overrides: Sequence[str]) -> int:
     """Train the stage that the settings describe, in the folder that they name, alone in it; return the exit code."""
     from osprey_tp.training.arguments import load_settings
+    from osprey_tp.training.out_of_memory import telling_what_to_change
     from osprey_tp.training.outputs import RunFolder
     from osprey_tp.training.trackers import require_trackers
 
@@ -75,7 +76,8 @@ def train(config: Path | None, overrides: Sequence[str]) -> int:
                 folder.remove_work()
             _say(f"{folder.output} is finished; nothing to do")
             return 0
-        return train_in(folder, settings)
+        with telling_what_to_change(settings):
+            return train_in(folder, settings)
 
 
 def train_in(folder: RunFolder, settings: RunSettings) -> int:
@@ -84,6 +86,7 @@ def train_in(folder: RunFolder, settings: RunSettings) -> int:
 
     from osprey_tp.training.interruption import EndedBySignal
     from osprey_tp.training.liger import require_liger
+    from osprey_tp.training.outputs import telling_what_cannot_be_written
     from osprey_tp.training.stages import apply_stage
     from osprey_tp.training.start import load_start
     from osprey_tp.training.trainer import StageTrainer, for_stage
@@ -114,7 +117,8 @@ def train_in(folder: RunFolder, settings: RunSettings) -> int:
     except EndedBySignal as end:
         _say(f"{end}; give the same command again to go on from {folder.work}/checkpoint-{end.step}")
         return end.exit_code
-    save(trainer, settings, table, dataset, folder)
+    with telling_what_cannot_be_written(folder.result):
+        save(trainer, settings, table, dataset, folder)
     return 0
 
 

@@ -4,6 +4,7 @@ It reads one run a line from stdin, with the keyword arguments of `WarmTraining.
 "moments"}`. Moments are counted in the first process of a run: each training step, each file or folder below the output
 that is opened, made, renamed or removed, and each file of tensors when half of it is on the disk. At the moment `kill`
 all processes of the run are killed. `terminate` is [rank, batch]: that process gets SIGTERM when it begins that batch.
+`fault` is [moment, errno]: from that moment on nothing can be written below the output, with that error.
 """
 
 import contextlib
@@ -24,14 +25,15 @@ OF_A_RUN = (
     *("osprey_tp.training.start", "osprey_tp.training.trainer", "osprey_tp.training.trainer_arguments"),
     *("scripts.held_out_page", "scripts.train"),
 )
+WRITES = {"os.rename", "os.mkdir"}
 EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove"}
 
 
 class Moments:
     """Counts the moments of a process, and ends it at one of them."""
 
-    def __init__(self, folder: Path, kill: int | None, terminate: int | None) -> None:
-        self.folder, self.kill, self.terminate = str(folder), kill, terminate
+    def __init__(self, folder: Path, kill: int | None, terminate: int | None, fault: tuple[int, int] | None) -> None:
+        self.folder, self.kill, self.terminate, self.fault = str(folder), kill, terminate, fault
         self.count = self.batches = 0
 
     def pass_by(self, torn: Path | None = None) -> None:
@@ -40,6 +42,14 @@ class Moments:
             if torn is not None:
                 os.truncate(torn, torn.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail_if_due(self, error: type[Exception], path: object) -> None:
+        """Libraries that write tensors themselves raise errors of their own, with the words of the system in them."""
+        if self.fault is not None and self.count >= self.fault[0]:
+            number = self.fault[1]
+            if error is OSError:
+                raise OSError(number, os.strerror(number), str(path))
+            raise error(f"I/O error: {os.strerror(number)} (os error {number})")
 
     def watch(self) -> None:
         import torch
@@ -50,9 +60,13 @@ class Moments:
         def audit(event: str, arguments: tuple) -> None:
             if event in EVENTS and str(arguments[0]).startswith(self.folder):
                 self.pass_by()
+                if event in WRITES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+                    self.fail_if_due(OSError, arguments[0])
 
         def tearing(save, place):
             def saved(*arguments, **options):
+                if isinstance(arguments[place], (str, Path)):
+                    self.fail_if_due(RuntimeError, arguments[place])
                 save(*arguments, **options)
                 if isinstance(arguments[place], (str, Path)):
                     self.pass_by(Path(arguments[place]))
@@ -86,7 +100,8 @@ def child(run: dict, rank: int, port: int, log: Path) -> None:
             os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="127.0.0.1")
             os.environ["LOCAL_WORLD_SIZE"] = str(run["processes"])
         ended, batch = run["terminate"]
-        moments = Moments(Path(run["output"]), run["kill"] if rank == 0 else None, batch if rank == ended else None)
+        kill, batch = run["kill"] if rank == 0 else None, batch if rank == ended else None
+        moments = Moments(Path(run["output"]), kill, batch, run["fault"])
         moments.watch()
         from scripts import train
 
@@ -158,12 +173,14 @@ class WarmTraining:
         kill: int | None = None,
         processes: int = 1,
         terminate: tuple[int, int] | tuple[None, None] = (None, None),
+        fault: tuple[int, int] | None = None,
     ) -> dict:
         """Exit codes, number of moments if the run got to its end, and what it said."""
         self.runs += 1
         log = self.logs / f"run{self.runs}.log"
         order = {"arguments": [*arguments, f"output={output}"], "output": str(output), "kill": kill}
-        line = json.dumps({**order, "processes": processes, "terminate": terminate, "log": str(log)})
+        order |= {"processes": processes, "terminate": terminate, "fault": fault, "log": str(log)}
+        line = json.dumps(order)
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         return {**json.loads(self.process.stdout.readline()), "said": log.read_text()}

@@ -84,7 +84,7 @@ def test_two_processes_under_zero_go_on_to_the_same_loss(start, records, tmp_pat
 def test_a_signal_to_one_process_ends_both_with_a_checkpoint(start, records, tmp_path, training) -> None:
     arguments = [*arguments_of(start, records), "batch_size=1"]
     ended = training.run(arguments, tmp_path / "out", processes=2, terminate=(1, 6))
-    assert ended["codes"] == [143, 143], ended["said"]
+    assert ended["codes"] == [0, 0], ended["said"]
     assert ended["said"].count("ended by SIGTERM after step 3; give the same command again") == 1
     resumed = training.run(arguments, tmp_path / "out", processes=2)
     assert resumed["codes"] == [0, 0], resumed["said"]

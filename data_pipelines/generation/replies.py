@@ -131,7 +131,7 @@ class ReplyLog:
         """Write one reply down; when this returns, it is on the disk.
 
         Raises:
-            OSError: if it cannot be written; the file is then as it was.
+            OSError: naming the file, if it cannot be written; it is then as it was.
         """
         line = {"key": request.key, "id": request.id, "request": request.body, "response": response}
         end = self._file.seek(0, os.SEEK_END)
@@ -139,9 +139,12 @@ class ReplyLog:
             self._file.write(json.dumps(line).encode("ascii") + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError:
+        except OSError as error:
             os.ftruncate(self._file.fileno(), end)
-            raise
+            raise OSError(
+                f"{self.path} cannot be written: {error.strerror}; the replies so far are kept: mend this and give the "
+                "same command again"
+            ) from error
         self._note(request.key, end, request.body, response)
 
     def _lock(self) -> None:

@@ -26,8 +26,8 @@ class EndedBySignal(Exception):
 
     @property
     def exit_code(self) -> int:
-        """What shells report of a program that the signal ended: 130 for SIGINT, 143 for SIGTERM."""
-        return 128 + self.number
+        """0 for SIGTERM, with which schedulers end what they will start again; 130 for SIGINT, as shells have it."""
+        return 0 if self.number == signal.SIGTERM else 128 + self.number
 
 
 class SignalWatch:

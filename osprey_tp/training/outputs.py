@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,10 @@ CONFIGURATION_FILE = "run_configuration.json"
 _NO_MATTER_FOR_THE_RESULT = (
     *("resume", "workers", "save_every", "keep_checkpoints", "report_to", "output", "device"),
     *("on_missing_image", "max_skipped", "held_out", "held_out_samples", "evaluate_every", "spike_factor"),
+    "gradient_checkpointing",
 )
+_IN_PIECES = ("batch_size", "gradient_accumulation")
+"""Their product is what matters for the result."""
 _PACKAGES = ("osprey_tp", "torch", "transformers", "accelerate", "deepspeed", "peft", "numpy", "pillow")
 
 
@@ -177,9 +181,31 @@ def _read_json(file: Path) -> Any:
 def _require_same(folder: Path, settings: RunSettings) -> None:
     """Raise ValueError, naming the first difference, unless `folder` holds a run with the same settings."""
     saved = yaml.safe_load((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    for name, value in settings.as_dict().items():
-        if name not in _NO_MATTER_FOR_THE_RESULT and saved.get(name) != value:
+    asked = settings.as_dict()
+    same_step = math.prod(saved.get(name, 0) for name in _IN_PIECES) == math.prod(asked[name] for name in _IN_PIECES)
+    free = {*_NO_MATTER_FOR_THE_RESULT, *(_IN_PIECES if same_step else ())}
+    for name, value in asked.items():
+        if name not in free and saved.get(name) != value:
             raise ValueError(
                 f"{folder} holds a run with {name}: {saved.get(name)}, not {value}; remove it, name another output, "
                 "or set resume=never"
             )
+
+
+@contextmanager
+def telling_what_cannot_be_written(folder: Path) -> Iterator[None]:
+    """Turn every error but a ValueError into one that names the folder of the finished model; writers have their own.
+
+    Raises:
+        OSError: in its place.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise OSError(
+            f"the model cannot be written to {folder}: {reason}; its last checkpoint is kept: mend this and give the "
+            "same command again"
+        ) from error

@@ -98,13 +98,8 @@ class StageTrainer(ResumableTrainer, WatchedTrainer, AdapterTrainer):
 
 
 def checkpoint_activations(model: OspreyTPForConditionalGeneration) -> None:
-    """Recompute activations in the backward pass, without torch's re-entrant form, which loses frozen inputs.
-
-    transformers before 5.20 knows the method by its older name alone.
-    """
-    name = "activation_checkpointing_enable"
-    enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
-    enable({"use_reentrant": False})
+    """Recompute activations in the backward pass, without torch's re-entrant form, which loses frozen inputs."""
+    model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def for_stage(processor: OspreyTPProcessor, stage: Stage) -> OspreyTPProcessor:
