@@ -16,6 +16,7 @@ Four frames follow one another:
 Grid tables, score and rounding are those of TokenPacker-HD (Li et al., 2024, https://arxiv.org/abs/2407.02392).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,7 +47,8 @@ class Tiling:
         tile_size: Side of a tile in canvas pixels.
         patch_size: Side of a cell in canvas pixels (the patch of the vision tower); divides ``tile_size``.
         scale_factor: The projector turns ``scale_factor**2`` cells into one visual token; divides ``cells_per_side``.
-        max_tiles: 9, 16 or 25, the most tiles a picture is cut into (the thumbnail not counted).
+        max_tiles: The most tiles a picture is cut into (the thumbnail not counted); published are 9, 16 and 25, and any
+            fewer than 25 can be a budget.
         thumbnail: A picture of more than one tile is followed by a thumbnail.
 
     Raises:
@@ -64,8 +66,8 @@ class Tiling:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
-        if self.max_tiles not in MAX_TILES:
-            raise ValueError(f"max_tiles must be one of {MAX_TILES}, not {self.max_tiles}")
+        if self.max_tiles > max(MAX_TILES):
+            raise ValueError(f"max_tiles must be at most {max(MAX_TILES)}, not {self.max_tiles}")
         if self.tile_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide tile_size {self.tile_size}")
         if self.cells_per_side % self.scale_factor:
@@ -245,16 +247,28 @@ def count_visual_tokens(rows: int, cols: int, tokens_per_tile: int, thumbnail: b
     return count_tiles(rows, cols, thumbnail) * tokens_per_tile + tile_separators + row_separators
 
 
-def visual_token_layout(rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True) -> np.ndarray:
+def visual_token_layout(
+    rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True, shown: Sequence[int] | None = None
+) -> np.ndarray:
     """Order of visual tokens and separators of one picture.
 
     Tiles of a row are joined by the tile separator and closed by the row separator. With more than one tile, the
     thumbnail, where there is one, and another row separator follow.
 
+    Args:
+        rows: Of the tile grid.
+        cols: Of the tile grid.
+        tokens_per_tile: Visual tokens of a tile.
+        thumbnail: Pictures of several tiles have one.
+        shown: Tiles of the grid that are shown, ascending; all by default. Nothing stands for the others: those of a
+            row that are shown are neighbours, and a row of which none is shown has no separator.
+
     Returns:
-        int64 (`count_visual_tokens`,): indices into the sequence [tile separator, row separator, token 0 of tile 0,
-        token 1 of tile 0, ...], thumbnail last.
+        int64, as long as `count_visual_tokens` where all tiles are shown: indices into the sequence [tile separator,
+        row separator, token 0 of the first shown tile, token 1 of it, ...], thumbnail last.
     """
+    if shown is not None and len(shown) < rows * cols:
+        return _layout_of_shown(cols, tokens_per_tile, thumbnail, shown)
     num_tokens = count_tiles(rows, cols, thumbnail) * tokens_per_tile
     tiles = FIRST_TILE_TOKEN_INDEX + np.arange(num_tokens, dtype=np.int64).reshape(-1, tokens_per_tile)
     grid = tiles[: rows * cols].reshape(rows, cols, tokens_per_tile)
@@ -264,6 +278,19 @@ def visual_token_layout(rows: int, cols: int, tokens_per_tile: int, thumbnail: b
     if len(tiles) == rows * cols:
         return layout
     return np.concatenate([layout, tiles[-1], [ROW_SEPARATOR_INDEX]])
+
+
+def _layout_of_shown(cols: int, tokens_per_tile: int, thumbnail: bool, shown: Sequence[int]) -> np.ndarray:
+    tokens = FIRST_TILE_TOKEN_INDEX + np.arange((len(shown) + thumbnail) * tokens_per_tile, dtype=np.int64)
+    tiles = tokens.reshape(-1, tokens_per_tile)
+    parts: list[np.ndarray] = []
+    for place, tile in enumerate(shown):
+        goes_on = place + 1 < len(shown) and shown[place + 1] // cols == tile // cols
+        separator = TILE_SEPARATOR_INDEX if goes_on else ROW_SEPARATOR_INDEX
+        parts += [tiles[place], np.array([separator])]
+    if thumbnail:
+        parts += [tiles[-1], np.array([ROW_SEPARATOR_INDEX])]
+    return np.concatenate(parts)
 
 
 def _fit(height: int, width: int, box_height: int, box_width: int) -> tuple[int, int]:
