@@ -268,7 +268,7 @@ def visual_token_layout(
         row separator, token 0 of the first shown tile, token 1 of it, ...], thumbnail last.
     """
     if shown is not None and len(shown) < rows * cols:
-        return _layout_of_shown(cols, tokens_per_tile, thumbnail, shown)
+        return _layout_of_shown(cols, tokens_per_tile, thumbnail and rows * cols > 1, shown)
     num_tokens = count_tiles(rows, cols, thumbnail) * tokens_per_tile
     tiles = FIRST_TILE_TOKEN_INDEX + np.arange(num_tokens, dtype=np.int64).reshape(-1, tokens_per_tile)
     grid = tiles[: rows * cols].reshape(rows, cols, tokens_per_tile)
@@ -283,7 +283,7 @@ def visual_token_layout(
 def _layout_of_shown(cols: int, tokens_per_tile: int, thumbnail: bool, shown: Sequence[int]) -> np.ndarray:
     tokens = FIRST_TILE_TOKEN_INDEX + np.arange((len(shown) + thumbnail) * tokens_per_tile, dtype=np.int64)
     tiles = tokens.reshape(-1, tokens_per_tile)
-    parts: list[np.ndarray] = []
+    parts = [np.empty(0, dtype=np.int64)]
     for place, tile in enumerate(shown):
         goes_on = place + 1 < len(shown) and shown[place + 1] // cols == tile // cols
         separator = TILE_SEPARATOR_INDEX if goes_on else ROW_SEPARATOR_INDEX
