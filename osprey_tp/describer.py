@@ -23,6 +23,7 @@ from osprey_tp.answer_tree import answer_tree
 from osprey_tp.encoded_picture import MOST_PREFIXES, EncodedPicture, PicturePrompt, end_ids, is_plainly_greedy
 from osprey_tp.encoded_tiles import TileBudget, open_tiles
 from osprey_tp.images import load_image
+from osprey_tp.loading_options import LoadingOptions
 from osprey_tp.model_folder import require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import Conversation, OspreyTPProcessor
@@ -62,7 +63,11 @@ class RegionDescriber:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        **choices: Any,
     ) -> RegionDescriber:
         """Load the model folder that training or conversion wrote.
 
@@ -70,11 +75,15 @@ class RegionDescriber:
             folder: Holds config.json, safetensors weights and the processor.
             device: By default a GPU if there is one.
             dtype: By default the dtype of the weights.
+            choices: The other fields of `LoadingOptions`: `quantization`, `device_map`, `max_tiles`, `tiles`.
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing.
-            ValueError: if it holds adapters that have not been merged.
+            ValueError: if it holds adapters that have not been merged, or the choices contradict each other.
+            ImportError: if a choice needs a package that is missing.
         """
+        loading = LoadingOptions(device, dtype, **choices)
+        budget = TileBudget(loading.max_tiles, loading.tiles)
         folder = Path(folder)
         needed = {
             "config.json": "a model folder has one",
@@ -86,10 +95,11 @@ class RegionDescriber:
         for name, remedy in needed.items():
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; {remedy}")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = OspreyTPForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto")
-        model.to(device=device)  # type: ignore[call-arg]
-        return cls(model, AutoProcessor.from_pretrained(folder))
+        arguments = loading.arguments()
+        model = OspreyTPForConditionalGeneration.from_pretrained(folder, **arguments)
+        if "device_map" not in arguments:
+            model.to(device=loading.place)  # type: ignore[call-arg]
+        return cls(model, AutoProcessor.from_pretrained(folder), budget)
 
     def open(
         self, image: Any, overview: str = OVERVIEW, *, max_tiles: int | None = None, tiles: str | None = None
@@ -120,7 +130,7 @@ class RegionDescriber:
         pictures = [load_image(image) for image in images]
         if not pictures:
             return []
-        given = {"max_tiles": max_tiles, "tiles": tiles}
+        given: dict[str, Any] = {"max_tiles": max_tiles, "tiles": tiles}
         budget = replace(self.budget, **{name: value for name, value in given.items() if value is not None})
         return [
             ImageSession(self, image, EncodedPicture(self.model, self.processor, opened, budget.near_regions), overview)

@@ -20,11 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
+from osprey_tp.loading_options import TILES_SHOWN
 from osprey_tp.modeling import OspreyTPForConditionalGeneration, OspreyTPModel
 from osprey_tp.processing import OspreyTPProcessor
 from osprey_tp.tiling import TilePlan, Tiling
-
-TILES_SHOWN = ("all", "near-regions")
 
 
 @dataclass(frozen=True)

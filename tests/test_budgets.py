@@ -73,7 +73,9 @@ class Reference:
             messages.append({"role": "assistant", "content": answer})
         prepare = {"add_generation_prompt": True} if answer is None else {"return_labels": True}
         batch = self.processor.prepare([messages], **prepare)
-        vision = {name: batch.pop(name) for name in list(batch) if name not in ("input_ids", "attention_mask", "labels")}
+        vision = {
+            name: batch.pop(name) for name in list(batch) if name not in ("input_ids", "attention_mask", "labels")
+        }
         tokens = self.model.get_image_features(**vision).region_tokens
         visual = self.visual_tokens(shown)
         is_image = batch["input_ids"][0] == self.model.config.image_token_id
