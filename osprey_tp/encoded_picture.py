@@ -148,7 +148,7 @@ class EncodedPicture:
     def features(self, conversations: Sequence[Conversation]) -> tuple[Tensor, Tensor | None]:
         """Visual tokens (v, D) of all tiles, and tokens (regions·r, D) of the regions of all conversations."""
         found = [prompt.region_tokens for prompt in self.prompts(conversations) if prompt.region_tokens is not None]
-        return self._visual_tokens(self._all_tiles), torch.cat(found) if found else None
+        return self.visual_tokens(self._all_tiles), torch.cat(found) if found else None
 
     def generation_inputs(self, prompts: Sequence[PicturePrompt], options: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of `generate` for prompts that show the same tiles, on copies of their prefix.
@@ -246,7 +246,7 @@ class EncodedPicture:
     def _prefix(self, tiles: tuple[int, ...]) -> SharedPrefix:
         """The prompt up to the last visual token, for prompts that show these tiles."""
         if tiles not in self._prefixes:
-            visual_tokens = self._visual_tokens(tiles)
+            visual_tokens = self.visual_tokens(tiles)
             placeholders = torch.full((len(visual_tokens),), self._image_token)
             self._prefixes[tiles] = SharedPrefix(
                 self._model, torch.cat([self._before_picture, placeholders]), [visual_tokens]
@@ -256,7 +256,7 @@ class EncodedPicture:
             self._prefixes.popitem(last=False)
         return self._prefixes[tiles]
 
-    def _visual_tokens(self, tiles: tuple[int, ...]) -> Tensor:
+    def visual_tokens(self, tiles: tuple[int, ...]) -> Tensor:
         """(v, D), what a prompt shows that shows these tiles, with separators and thumbnail."""
         thumbnail = [self.plan.num_tiles - 1] if self.plan.has_thumbnail else []
         tokens = self._tiles.tokens([*tiles, *thumbnail])
