@@ -8,7 +8,10 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+
+from osprey_tp.loading_options import add_loading_options, loading_options
 
 USERS_VARIABLE, KEY_VARIABLE = "OSPREY_TP_AUTH", "OSPREY_TP_API_KEY"
 UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
@@ -27,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what turns a click into a mask: grabcut, or sam:PATH (a file or a folder) (default: %(default)s)",
     )
     parser.add_argument("--examples", type=Path, metavar="DIR", help="folder of pictures to pick from")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    add_loading_options(parser)
 
     serving = parser.add_argument_group("who can reach it")
     serving.add_argument(
@@ -137,7 +140,7 @@ def load_and_serve(options: argparse.Namespace, users: Sequence[tuple[str, str]]
     examples = find_examples(options.examples) if options.examples else []
     segmenter = load_segmenter(options.segmenter, device=device)
     _say(f"loading {options.model} on {device} ...")
-    describer = RegionDescriber.from_pretrained(options.model, device=device)
+    describer = RegionDescriber.from_pretrained(options.model, **asdict(loading_options(options)))
     limits = Limits(
         waiting=options.queue,
         request_seconds=options.request_seconds,

@@ -13,6 +13,7 @@ from eval.sampling import Sampling
 from eval.task_options import add_task_options, task_options
 from eval.tasks import NEEDS, TASKS
 from eval.team import Team
+from osprey_tp.loading_options import add_loading_options, loading_options
 from osprey_tp.termination import EXIT_CODE, Terminated, sigterm_raised
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--sentence-bert", type=Path, metavar="DIR", help="SentenceBERT folder, for Semantic Similarity"
     )
     _add_judge(parser.add_argument_group("judge"))
-    parser.add_argument("--device", help="where the model runs, such as cuda or cpu")
-    parser.add_argument("--dtype", help="precision of the model, such as bfloat16")
+    add_loading_options(parser)
     add_task_options(parser)
     return parser
 
@@ -222,8 +222,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         judge_timeout=options.judge_timeout,
         references=options.references,
         contexts=options.contexts,
-        device=options.device,
-        dtype=options.dtype,
+        loading=loading_options(options),
         sampling=sampling if options.sample else None,
         workers=options.workers,
         compare=options.compare,

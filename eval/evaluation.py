@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from eval.task_options import TaskOptions, tailored
 from eval.tasks import NEEDS, TASKS, VERBATIM, Task, each_of
 from eval.team import Step, Team
 from osprey_tp.files import sha256_of, write_text
+from osprey_tp.loading_options import LoadingOptions
 from osprey_tp.outside import read_json
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Settings:
         judge_timeout: seconds that one attempt may take.
         references: file of reference answers, see `eval.open_questions`.
         contexts: file that tells the judge what pictures show, see `eval.open_questions`.
-        device, dtype: where and in which precision the model runs; by default as `RegionDescriber` chooses.
+        loading: where and in which precision the model runs, and how much of a picture it reads.
         sampling: how answers are drawn; greedy by default.
         workers: threads that decode pictures ahead.
         compare: results of another run of the same task on the same data, to compare with.
@@ -98,8 +99,7 @@ class Settings:
     judge_timeout: float = 120.0
     references: Path | None = None
     contexts: Path | None = None
-    device: str | None = None
-    dtype: str | None = None
+    loading: LoadingOptions = field(default_factory=LoadingOptions)
     sampling: Sampling | None = None
     workers: int = 0
     compare: Path | None = None
@@ -280,8 +280,10 @@ def _ask(
     max_new_tokens = settings.max_new_tokens or task.max_new_tokens
     decoding = dict(GREEDY) if settings.sampling is None else settings.sampling.described()
     if describer is None:
-        describer = load() if load else load_describer(settings.model, settings.device, settings.dtype)
-    model = {"folder": settings.model.name}
+        describer = load() if load else load_describer(settings.model, **asdict(settings.loading))
+    model: dict[str, Any] = {"folder": settings.model.name}
+    if settings.loading.that_change_answers:
+        model["loading"] = settings.loading.that_change_answers
     if step.team.first:
         model["checksum"] = folder_checksum(settings.model)
         _continue_run(
@@ -291,6 +293,7 @@ def _ask(
                 "question": settings.question or task.question,
                 "max_new_tokens": max_new_tokens,
                 "decoding": decoding,
+                "loading": settings.loading.that_change_answers,
                 "model": model["checksum"],
                 "data": folder_checksum(settings.data),
                 "shuffle_seed": settings.shuffle_seed,
@@ -324,7 +327,7 @@ def _ask(
 
 def _continue_run(path: Path, run: dict[str, Any]) -> None:
     """Refuse to add answers to those of another run; the control may be added later."""
-    before = {"decoding": dict(GREEDY)} | read_json(path) if path.is_file() else {}
+    before = {"decoding": dict(GREEDY), "loading": {}} | read_json(path) if path.is_file() else {}
     if before and run["shuffle_seed"] is None:
         run = run | {"shuffle_seed": before.get("shuffle_seed")}
     differing = [

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,7 +84,7 @@ def evaluate_all(
     team = team or Team()
     model = settings.model
     assert model is not None
-    load = load or cache(lambda: load_describer(model, settings.device, settings.dtype))
+    load = load or cache(lambda: load_describer(model, **asdict(settings.loading)))
     outcomes: list[Outcome] = []
     for name, folder in named(folders).items():
         try:

@@ -47,13 +47,16 @@ def source_of(folder: Path) -> str:
     return str(manifest.get("source", "")) if isinstance(manifest, dict) else ""
 
 
-def load_describer(folder: Path, device: str | None = None, dtype: str | None = None) -> RegionDescriber:
+def load_describer(
+    folder: Path, device: str | None = None, dtype: str | None = None, **choices: Any
+) -> RegionDescriber:
     """Load a model folder.
 
     Args:
         folder: as training or `scripts.convert` wrote it.
         device: by default a GPU if there is one; of several processes on a machine, each takes the GPU of its number.
         dtype: by default the one of the weights.
+        choices: as of `RegionDescriber.from_pretrained`.
 
     Raises:
         ValueError: the folder holds another kind of model, or one without a region encoder.
@@ -62,7 +65,8 @@ def load_describer(folder: Path, device: str | None = None, dtype: str | None = 
     _require_region_encoder(folder)
     from osprey_tp.describer import RegionDescriber
 
-    return RegionDescriber.from_pretrained(folder, own_device(device), dtype)
+    own = device if choices.get("device_map") else own_device(device)
+    return RegionDescriber.from_pretrained(folder, own, dtype, **choices)
 
 
 def room_for_pictures(describer: Describer) -> int:

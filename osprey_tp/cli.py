@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from osprey_tp.loading_options import add_loading_options, loading_options
 from osprey_tp.prompts import CATEGORY_QUESTION, require_one_region
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     describe.add_argument("--question", default=CATEGORY_QUESTION, help="holds one <mask> (default: %(default)s)")
     describe.add_argument("--max-new-tokens", type=int, default=64, help="limit of the answer (default: %(default)s)")
-    describe.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     describe.add_argument("--json", action="store_true", help="print answer, question and region as one JSON object")
+    add_loading_options(describe)
     return parser
 
 
@@ -74,7 +76,7 @@ def _ask(options: argparse.Namespace, image: Image, region: dict[str, Any], ques
     from osprey_tp.describer import RegionDescriber
 
     logging.disable_progress_bar()
-    session = RegionDescriber.from_pretrained(options.model, device=options.device).open(image)
+    session = RegionDescriber.from_pretrained(options.model, **asdict(loading_options(options))).open(image)
     return session.ask([region], question, max_new_tokens=options.max_new_tokens)[0]
 
 

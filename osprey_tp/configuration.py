@@ -26,7 +26,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 import osprey_tp.tiny_tower  # noqa: F401 - its model type may be that of a vision tower
-from osprey_tp.tiling import Tiling
+from osprey_tp.tiling import MAX_TILES, Tiling
 from osprey_tp.vision_towers import native_tile_size, require_fit, square_side
 
 if TYPE_CHECKING:
@@ -292,6 +292,8 @@ class OspreyTPConfig(PreTrainedConfig):
 
     def _check_tiling(self) -> None:
         """Tile size, patch size, scale factor and grid table fit together."""
+        if self.picture_layout == "tiles" and self.max_tiles not in MAX_TILES:
+            raise ValueError(f"max_tiles must be one of {MAX_TILES}, not {self.max_tiles}")
         _ = self.tiling
 
     def _check_projector(self) -> None:

@@ -11,6 +11,7 @@ RegionDescriber(model, processor)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import torch
 from transformers import AutoProcessor
 
 from osprey_tp.answer_tree import answer_tree
-from osprey_tp.encoded_picture import EncodedPicture, encode_pictures, end_ids, is_plainly_greedy
+from osprey_tp.encoded_picture import MOST_PREFIXES, EncodedPicture, PicturePrompt, end_ids, is_plainly_greedy
+from osprey_tp.encoded_tiles import TileBudget, open_tiles
 from osprey_tp.images import load_image
+from osprey_tp.loading_options import LoadingOptions
 from osprey_tp.model_folder import load_model, require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.processing import Conversation, OspreyTPProcessor
@@ -38,13 +41,21 @@ class RegionDescriber:
     Args:
         model: Put into evaluation mode.
         processor: Must fit the model's configuration.
+        budget: How much of a picture is read, unless `open` says otherwise.
 
     Raises:
-        ValueError: if model and processor disagree.
+        ValueError: if model and processor disagree, or the budget does not fit them.
     """
 
-    def __init__(self, model: OspreyTPForConditionalGeneration, processor: OspreyTPProcessor) -> None:
+    def __init__(
+        self,
+        model: OspreyTPForConditionalGeneration,
+        processor: OspreyTPProcessor,
+        budget: TileBudget = TileBudget(),  # noqa: B008 - it is frozen
+    ) -> None:
         processor.check_fits(model.config)
+        budget.of(processor.image_processor.tiling)
+        self.budget = budget
         self.model = model.eval()
         self.processor = processor
         self.answer_tree = lru_cache(maxsize=32)(partial(answer_tree, processor))
@@ -52,7 +63,11 @@ class RegionDescriber:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        **choices: Any,
     ) -> RegionDescriber:
         """Load the model folder that training or conversion wrote.
 
@@ -62,11 +77,16 @@ class RegionDescriber:
             folder: Holds config.json, safetensors weights and the processor.
             device: By default a GPU if there is one.
             dtype: By default the dtype of the weights.
+            choices: The other fields of `LoadingOptions`: `quantization`, `device_map`, `max_tiles`, `tiles`.
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing.
-            ValueError: if it holds adapters that have not been merged, or lacks weights.
+            ValueError: if it holds adapters that have not been merged, lacks weights, or the choices contradict each
+                other.
+            ImportError: if a choice needs a package that is missing.
         """
+        loading = LoadingOptions(device, dtype, **choices)
+        budget = TileBudget(loading.max_tiles, loading.tiles)
         folder = Path(folder)
         needed = {
             "config.json": "a model folder has one",
@@ -78,27 +98,47 @@ class RegionDescriber:
         for name, remedy in needed.items():
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; {remedy}")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_model(folder, dtype=dtype or "auto")
-        model.to(device=device)  # type: ignore[call-arg]
-        return cls(model, AutoProcessor.from_pretrained(folder))
+        arguments = loading.arguments()
+        model = load_model(folder, **arguments)
+        if "device_map" not in arguments:
+            model.to(device=loading.place)  # type: ignore[call-arg]
+        return cls(model, AutoProcessor.from_pretrained(folder), budget)
 
-    def open(self, image: Any, overview: str = OVERVIEW) -> ImageSession:
+    def open(
+        self, image: Any, overview: str = OVERVIEW, *, max_tiles: int | None = None, tiles: str | None = None
+    ) -> ImageSession:
         """Encode a picture (PIL, array, tensor, path) and return the session about it.
 
         Args:
             image: The picture.
             overview: The sentence between the picture and every question; the default is what region models learn.
-        """
-        return self.open_many([image], overview)[0]
+            max_tiles: Most tiles that the picture is cut into, fewer than the model's; by default as `budget` says.
+            tiles: `all`, or `near-regions`: a question is shown the tiles that its regions touch, and the thumbnail in
+                place of all others; by default as `budget` says.
 
-    def open_many(self, images: Sequence[Any], overview: str = OVERVIEW) -> list[ImageSession]:
+        Raises:
+            ValueError: if the picture cannot be read, or the model cannot keep within that budget.
+        """
+        return self.open_many([image], overview, max_tiles=max_tiles, tiles=tiles)[0]
+
+    def open_many(
+        self,
+        images: Sequence[Any],
+        overview: str = OVERVIEW,
+        *,
+        max_tiles: int | None = None,
+        tiles: str | None = None,
+    ) -> list[ImageSession]:
         """Encode several pictures in one batch of tiles; as `open` otherwise."""
         pictures = [load_image(image) for image in images]
         if not pictures:
             return []
-        encoded = encode_pictures(self.model, self.processor, pictures)
-        return [ImageSession(self, image, own, overview) for image, own in zip(pictures, encoded, strict=True)]
+        given: dict[str, Any] = {"max_tiles": max_tiles, "tiles": tiles}
+        budget = replace(self.budget, **{name: value for name, value in given.items() if value is not None})
+        return [
+            ImageSession(self, image, EncodedPicture(self.model, self.processor, opened, budget.near_regions), overview)
+            for image, opened in zip(pictures, open_tiles(self.model, self.processor, pictures, budget), strict=True)
+        ]
 
     def bytes_of(self, height: int, width: int) -> int:
         """What the session about a picture of this size holds once it has been asked, but for a few words.
@@ -158,20 +198,44 @@ class RegionDescriber:
             options: As of `generate`, `max_new_tokens` among them; greedy unless they say otherwise.
             batch_size: Answered at a time.
         """
-        together = self.shares_prefix and is_plainly_greedy(self.model, options)
-        found: list[Any] = [None] * len(conversations)
+        prompts: list[Any] = [None] * len(conversations)
         for picture in dict.fromkeys(pictures):
             places = [place for place, shown in enumerate(pictures) if shown is picture]
-            own = [conversations[place] for place in places]
-            made: Sequence[Any] = (
+            for place, prompt in zip(places, picture.prompts([conversations[place] for place in places]), strict=True):
+                prompts[place] = prompt
+        found = [""] * len(prompts)
+        for part in _in_parts(prompts):
+            answers = self._answered([prompts[place] for place in part], options, batch_size)
+            for place, answer in zip(part, answers, strict=True):
+                found[place] = answer
+        return found
+
+    def _answered(self, prompts: Sequence[PicturePrompt], options: dict[str, Any], batch_size: int) -> list[str]:
+        together = self.shares_prefix and is_plainly_greedy(self.model, options)
+        made: list[Any] = [None] * len(prompts)
+        for picture in dict.fromkeys(prompt.picture for prompt in prompts):
+            places = [place for place, prompt in enumerate(prompts) if prompt.picture is picture]
+            own = [prompts[place] for place in places]
+            of_picture: Sequence[Any] = (
                 picture.continuations(own)
                 if together
                 else picture.generated(own, options, min(batch_size, MOST_COPIES))
             )
-            for place, one in zip(places, made, strict=True):
-                found[place] = one
+            for place, one in zip(places, of_picture, strict=True):
+                made[place] = one
         if not together:
-            return found
+            return made
         ends = end_ids(self.model, self.processor)
-        ids = continue_greedily(self.model, found, options["max_new_tokens"], ends, batch_size)
+        ids = continue_greedily(self.model, made, options["max_new_tokens"], ends, batch_size)
         return [self.processor.decode_answer(answer) for answer in ids]
+
+
+def _in_parts(prompts: Sequence[PicturePrompt]) -> list[list[int]]:
+    """Places of prompts in parts that need at most `MOST_PREFIXES` prefixes of a picture."""
+    known: dict[EncodedPicture, dict[tuple[int, ...], int]] = {}
+    parts: dict[int, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        of_picture = known.setdefault(prompt.picture, {})
+        number = of_picture.setdefault(prompt.tiles, len(of_picture))
+        parts.setdefault(number // MOST_PREFIXES, []).append(place)
+    return [parts[number] for number in sorted(parts)]

@@ -89,17 +89,33 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         Returns:
             One (v_i, D) tensor a picture.
         """
-        tokens = self.projector(cells)  # (tiles, t, D)
+        return self.lay_out(self.projector(cells), tile_grids)
+
+    def lay_out(
+        self, tokens: Tensor, tile_grids: Tensor, shown: Sequence[Sequence[int] | None] | None = None
+    ) -> list[Tensor]:
+        """Lay the tokens of every picture's tiles out with separators.
+
+        Args:
+            tokens: (tiles, t, D), of the shown tiles of all pictures, their thumbnails among them.
+            tile_grids: (pictures, 2), rows and columns of each picture's tile grid.
+            shown: As of `visual_token_layout`, for every picture.
+
+        Returns:
+            One (v_i, D) tensor a picture.
+        """
         separators = torch.tensor(
             [self.config.tile_separator_token_id, self.config.row_separator_token_id], device=tokens.device
         )
         table = torch.cat([self.get_input_embeddings()(separators).to(tokens.dtype), tokens.flatten(0, 1)])
         pictures, first, tiling = [], 0, self.config.tiling
-        for rows, cols in tile_grids.tolist():
-            layout = visual_token_layout(rows, cols, tokens.shape[1], tiling.thumbnail, separators=tiling.separators)
+        for (rows, cols), of_picture in zip(tile_grids.tolist(), shown or [None] * len(tile_grids), strict=True):
+            layout = visual_token_layout(
+                rows, cols, tokens.shape[1], tiling.thumbnail, of_picture, separators=tiling.separators
+            )
             places = torch.from_numpy(layout).to(tokens.device)
             pictures.append(table[torch.where(places < len(separators), places, places + first)])
-            first += self._count_tiles(rows, cols) * tokens.shape[1]
+            first += int((layout >= len(separators)).sum())
         return pictures
 
     def region_tokens(

@@ -161,8 +161,8 @@ class ImageSession:
 
         Closing the iterator ends the generation. Raises as `ask`, before the first piece.
         """
-        conversation = self.conversation(regions, question)
-        inputs = self.picture.generation_inputs([conversation], {"max_new_tokens": max_new_tokens} | generate_options)
+        prompts = self.picture.prompts([self.conversation(regions, question)])
+        inputs = self.picture.generation_inputs(prompts, {"max_new_tokens": max_new_tokens} | generate_options)
         return stream_answer(self._model, self._processor.tokenizer, inputs)
 
     def chat(
@@ -221,7 +221,8 @@ class ImageSession:
             ValueError: before the first piece, if turns, placeholders and regions do not fit.
         """
         messages = self._messages(self._check_turns(turns, regions), list(regions))
-        inputs = self.picture.generation_inputs([messages], {"max_new_tokens": max_new_tokens} | generate_options)
+        prompts = self.picture.prompts([messages])
+        inputs = self.picture.generation_inputs(prompts, {"max_new_tokens": max_new_tokens} | generate_options)
         return stream_answer(self._model, self._processor.tokenizer, inputs)
 
     def reset_chat(self) -> None:

@@ -20,6 +20,7 @@ square layout is that of LLaVA-1.5 (`image_aspect_ratio` "pad"), of TokenPacker 
 no separators.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,7 +51,8 @@ class Tiling:
         tile_size: Side of a tile in canvas pixels.
         patch_size: Side of a cell in canvas pixels (the patch of the vision tower); divides ``tile_size``.
         scale_factor: The projector turns ``scale_factor**2`` cells into one visual token; divides ``cells_per_side``.
-        max_tiles: 9, 16 or 25, the most tiles a picture is cut into (the thumbnail not counted); 1 for squares.
+        max_tiles: The most tiles a picture is cut into (the thumbnail not counted); published are 9, 16 and 25, and any
+            fewer than 25 can be a budget; 1 for squares.
         thumbnail: A picture of more than one tile is followed by a thumbnail.
         square: Every picture is one tile, padded to a square, and its visual tokens have no separators.
 
@@ -72,8 +74,8 @@ class Tiling:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
         if self.square and self.max_tiles != 1:
             raise ValueError(f"max_tiles must be 1 where every picture is one square, not {self.max_tiles}")
-        if not self.square and self.max_tiles not in MAX_TILES:
-            raise ValueError(f"max_tiles must be one of {MAX_TILES}, not {self.max_tiles}")
+        if self.max_tiles > max(MAX_TILES):
+            raise ValueError(f"max_tiles must be at most {max(MAX_TILES)}, not {self.max_tiles}")
         if self.tile_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide tile_size {self.tile_size}")
         if self.cells_per_side % self.scale_factor:
@@ -293,17 +295,33 @@ def count_visual_tokens(
 
 
 def visual_token_layout(
-    rows: int, cols: int, tokens_per_tile: int, thumbnail: bool = True, *, separators: bool = True
+    rows: int,
+    cols: int,
+    tokens_per_tile: int,
+    thumbnail: bool = True,
+    shown: Sequence[int] | None = None,
+    *,
+    separators: bool = True,
 ) -> np.ndarray:
     """Order of visual tokens and separators of one picture.
 
     Tiles of a row are joined by the tile separator and closed by the row separator. With more than one tile, the
     thumbnail, where there is one, and another row separator follow. Without separators, tile follows tile.
 
+    Args:
+        rows: Of the tile grid.
+        cols: Of the tile grid.
+        tokens_per_tile: Visual tokens of a tile.
+        thumbnail: Pictures of several tiles have one.
+        shown: Tiles of the grid that are shown, ascending; all by default. Nothing stands for the others: those of a
+            row that are shown are neighbours, and a row of which none is shown has no separator.
+
     Returns:
-        int64 (`count_visual_tokens`,): indices into the sequence [tile separator, row separator, token 0 of tile 0,
-        token 1 of tile 0, ...], thumbnail last.
+        int64, as long as `count_visual_tokens` where all tiles are shown: indices into the sequence [tile separator,
+        row separator, token 0 of the first shown tile, token 1 of it, ...], thumbnail last.
     """
+    if shown is not None and len(shown) < rows * cols:
+        return _layout_of_shown(cols, tokens_per_tile, thumbnail and rows * cols > 1, shown)
     num_tokens = count_tiles(rows, cols, thumbnail) * tokens_per_tile
     tiles = FIRST_TILE_TOKEN_INDEX + np.arange(num_tokens, dtype=np.int64).reshape(-1, tokens_per_tile)
     if not separators:
@@ -315,6 +333,19 @@ def visual_token_layout(
     if len(tiles) == rows * cols:
         return layout
     return np.concatenate([layout, tiles[-1], [ROW_SEPARATOR_INDEX]])
+
+
+def _layout_of_shown(cols: int, tokens_per_tile: int, thumbnail: bool, shown: Sequence[int]) -> np.ndarray:
+    tokens = FIRST_TILE_TOKEN_INDEX + np.arange((len(shown) + thumbnail) * tokens_per_tile, dtype=np.int64)
+    tiles = tokens.reshape(-1, tokens_per_tile)
+    parts = [np.empty(0, dtype=np.int64)]
+    for place, tile in enumerate(shown):
+        goes_on = place + 1 < len(shown) and shown[place + 1] // cols == tile // cols
+        separator = TILE_SEPARATOR_INDEX if goes_on else ROW_SEPARATOR_INDEX
+        parts += [tiles[place], np.array([separator])]
+    if thumbnail:
+        parts += [tiles[-1], np.array([ROW_SEPARATOR_INDEX])]
+    return np.concatenate(parts)
 
 
 def _fit(height: int, width: int, box_height: int, box_width: int) -> tuple[int, int]:

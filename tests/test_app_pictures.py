@@ -148,9 +148,9 @@ def test_a_real_picture_tells_its_bytes_and_names_no_path():
     assert picture.nbytes == 3 * (90 * 60 + 720 * 480)
     segmented, session = picture.segmented, picture.session
     before = picture.nbytes
-    assert before >= 3 * (90 * 60 + 720 * 480) + segmented.nbytes + session._picture._cells.nbytes
+    assert before >= 3 * (90 * 60 + 720 * 480) + segmented.nbytes + session.picture.nbytes
     session.ask([np.ones((60, 90), bool)], max_new_tokens=1)
-    written = session._picture._prefix.cache.layers
+    written = next(iter(session.picture._prefixes.values())).cache.layers
     assert picture.nbytes - before == sum(layer.keys.nbytes + layer.values.nbytes for layer in written) > 0
     for content, message in ((b"no picture", "the picture cannot be read"), (b"", "the picture cannot be read")):
         with pytest.raises(ValueError, match=f"^{message}") as error:

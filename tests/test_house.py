@@ -40,6 +40,7 @@ COMMANDS = (
     "scripts.benchmark",
     "scripts.benchmark all",
     "scripts.benchmark app",
+    "scripts.benchmark budgets",
     "scripts.benchmark eval",
     "scripts.benchmark loader",
     "scripts.benchmark masks",

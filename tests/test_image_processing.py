@@ -206,7 +206,7 @@ class TestSettings:
         ("settings", "message"),
         [
             ({"max_tile": 9}, "unknown settings of the image processor: max_tile"),
-            ({"max_tiles": 10}, "max_tiles must be one of"),
+            ({"max_tiles": 26}, "max_tiles must be at most 25"),
             ({"patch_size": 15}, "patch_size 15 does not divide tile_size 336"),
             ({"scale_factor": 5}, "scale_factor 5 does not divide"),
             ({"resize_mode": "fast"}, r"resize_mode must be one of \('antialiased', 'published'\), not 'fast'"),

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from osprey_tp import shared_prefix
-from osprey_tp.encoded_picture import end_ids, without_unread_layers
+from osprey_tp.encoded_picture import end_ids
+from osprey_tp.encoded_tiles import without_unread_layers
 from osprey_tp.sessions import RegionQuestion
 from osprey_tp.shared_attention import KeyGroup, SharedKeys, attend_with_shared_keys, attention_part, plain_attention
 from osprey_tp.shared_prefix import continue_greedily
@@ -50,10 +51,10 @@ def test_a_batch_of_many_pictures_gives_every_prompts_own_tokens(seed, monkeypat
     assert len({len(answer) for answer in expected}) > 1
     monkeypatch.setattr(shared_prefix, "MOST_LIVE_TOKENS", int(rng.integers(30, 400)))
     for most_rows in (1, 3, 64):
-        rows = [
-            question.session.picture.continuations([question.session.conversation(question.regions, question.text)])[0]
-            for question in questions
-        ]
+        rows = []
+        for question in questions:
+            picture, asked = question.session.picture, question.session.conversation(question.regions, question.text)
+            rows += picture.continuations(picture.prompts([asked]))
         assert continue_greedily(describer.model, rows, 7, list(ends), most_rows) == expected
 
 
@@ -160,7 +161,8 @@ def test_one_more_region_costs_its_own_tokens_whatever_the_picture():
         session = describer.open(image)
         box = {"box": [1, 1, side - 1, side - 1]}
         session.ask([box] * 2, max_new_tokens=1)
-        rows = session.picture.continuations([session.conversation([box], "what is <mask>")] * 32)
+        prompts = session.picture.prompts([session.conversation([box], "what is <mask>")] * 32)
+        rows = session.picture.continuations(prompts)
         with LargestTensor() as largest:
             continue_greedily(describer.model, rows, 4, [])
         most[side] = largest.most

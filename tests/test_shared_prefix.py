@@ -111,7 +111,7 @@ def test_answers_end_where_the_model_ends_them_and_the_others_go_on():
     free = describer.open(image).ask(regions, max_new_tokens=12)
     picture = describer.open(image).picture
     message = picture.message(regions[:1], OVERVIEW + CATEGORY_QUESTION)
-    inputs = picture.generation_inputs([[message]], {"max_new_tokens": 12})
+    inputs = picture.generation_inputs(picture.prompts([[message]]), {"max_new_tokens": 12})
     sixth = describer.model.generate(**inputs)[0, inputs["input_ids"].shape[1] + 5].item()
     describer.model.generation_config.eos_token_id = [describer.processor.tokenizer.eos_token_id, sixth]
     expected = without_sharing(describer).open(image).ask(regions, max_new_tokens=12)
@@ -147,7 +147,7 @@ def test_the_prefix_is_held_once(monkeypatch):
     image, regions = random_scene(6)
     session = describer.open(image)
     session.ask(regions[:1], max_new_tokens=2)
-    prefix = session.picture._prefix
+    (prefix,) = session.picture._prefixes.values()
     places = {tensor.data_ptr() for layer in prefix.keys.layers for tensor in layer}
     monkeypatch.setattr(type(prefix), "copies", lambda *_: pytest.fail("the prefix is copied"))
     session.ask(regions * 8, max_new_tokens=4)

@@ -133,7 +133,7 @@ def test_cells_are_numbered_tile_by_tile():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_tiles": 10}, "max_tiles must be one of"),
+        ({"max_tiles": 26}, "max_tiles must be at most 25"),
         ({"patch_size": 16, "tile_size": 330}, "patch_size 16 does not divide tile_size 330"),
         ({"scale_factor": 5}, "scale_factor 5 does not divide the 24 cells"),
         ({"tile_size": 0}, "tile_size must be a positive whole number"),

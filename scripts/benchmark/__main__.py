@@ -45,6 +45,9 @@ class Benchmark:
 BENCHMARKS: Mapping[str, Benchmark] = {
     "all": Benchmark("page", "every other benchmark in a process of its own; their tables on one page"),
     "app": Benchmark("app", "what a user of the app waits for: the second click on a picture, everything in it"),
+    "budgets": Benchmark(
+        "budgets", "what fewer tiles, or tiles near regions alone, cost in likelihood and gain in speed"
+    ),
     "eval": Benchmark("eval", "regions/s of the evaluation's runner against encoding the picture for every region"),
     "loader": Benchmark("loader", "training samples a second, against the published loader on the same records"),
     "masks": Benchmark("masks", "regions to the coverage of cells, against float masks at canvas size"),
