@@ -315,6 +315,7 @@ def visual_token_layout(
         thumbnail: Pictures of several tiles have one.
         shown: Tiles of the grid that are shown, ascending; all by default. Nothing stands for the others: those of a
             row that are shown are neighbours, and a row of which none is shown has no separator.
+        separators: Whether there are any; squares have none.
 
     Returns:
         int64, as long as `count_visual_tokens` where all tiles are shown: indices into the sequence [tile separator,
