@@ -23,6 +23,7 @@ from osprey_tp.encoded_picture import EncodedPicture, encode_pictures, end_ids, 
 from osprey_tp.images import load_image
 from osprey_tp.model_folder import require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
+from osprey_tp.outside import OWN_FILES_ALONE
 from osprey_tp.processing import Conversation, OspreyTPProcessor
 from osprey_tp.prompts import OVERVIEW
 from osprey_tp.sessions import DEFAULT_NEW_TOKENS, ImageSession, RegionQuestion
@@ -77,9 +78,9 @@ class RegionDescriber:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; {remedy}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = OspreyTPForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto")
+        model = OspreyTPForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto", **OWN_FILES_ALONE)
         model.to(device=device)  # type: ignore[call-arg]
-        return cls(model, AutoProcessor.from_pretrained(folder))
+        return cls(model, AutoProcessor.from_pretrained(folder, **OWN_FILES_ALONE))
 
     def open(self, image: Any, overview: str = OVERVIEW) -> ImageSession:
         """Encode a picture (PIL, array, tensor, path) and return the session about it.

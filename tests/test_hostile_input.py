@@ -25,9 +25,9 @@ from .fuzz.mutation import deeply_nested
 from .fuzz.targets import TARGETS
 
 BROKEN_ONCE = sorted(Path(__file__).with_name("data").joinpath("hostile").glob("*/*"))
-SECONDS = 0.5
+SECONDS = 0.3
 MOST_INPUTS = 150
-WITHOUT_LIMIT = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+WITHOUT_LIMIT = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 numbers = st.one_of(
     st.integers(-3, 30),

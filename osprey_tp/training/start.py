@@ -28,7 +28,7 @@ from transformers.utils import logging
 from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.model_folder import pixel_scale, require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
-from osprey_tp.outside import read_yaml
+from osprey_tp.outside import OWN_FILES_ALONE, read_yaml
 from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
 from osprey_tp.projectors import build_projector
 from osprey_tp.region_encoder import RegionEncoder
@@ -81,7 +81,7 @@ def _read_model(
     with _naming(folder / "config.json"):
         config = OspreyTPConfig.from_pretrained(folder)
     with _naming(folder):
-        processor = OspreyTPProcessor.from_pretrained(folder, local_files_only=True)
+        processor = OspreyTPProcessor.from_pretrained(folder, **OWN_FILES_ALONE)
         processor.check_fits(config)
     model, missing = _load(OspreyTPForConditionalGeneration, folder, settings.attention)
     with _naming(folder):
@@ -99,7 +99,7 @@ def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGenerati
         _require_files(folder, ("config.json",), f"{name} is a model folder of transformers")
     geometry: dict[str, Any] = dict(settings.geometry)
     with _naming(language):
-        tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(language, **OWN_FILES_ALONE)
     token_ids = add_region_tokens(tokenizer, geometry.get("preset", "recommended"))
     halves = []
     for loader, folder in ((AutoModelForCausalLM, language), (AutoModel, vision)):
@@ -125,7 +125,7 @@ def _load(loader: Any, folder: Path, attention: str) -> tuple[Any, list[str]]:
                 folder,
                 dtype=torch.float32,
                 attn_implementation=attention,
-                local_files_only=True,
+                **OWN_FILES_ALONE,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
