@@ -21,7 +21,7 @@ from transformers import AutoProcessor
 from osprey_tp.answer_tree import answer_tree
 from osprey_tp.encoded_picture import EncodedPicture, encode_pictures, end_ids, is_plainly_greedy
 from osprey_tp.images import load_image
-from osprey_tp.model_folder import require_merged
+from osprey_tp.model_folder import naming, require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
 from osprey_tp.outside import OWN_FILES_ALONE
 from osprey_tp.processing import Conversation, OspreyTPProcessor
@@ -64,7 +64,7 @@ class RegionDescriber:
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing.
-            ValueError: if it holds adapters that have not been merged.
+            ValueError: if it holds adapters that have not been merged, or what it holds is no whole model.
         """
         folder = Path(folder)
         needed = {
@@ -78,9 +78,11 @@ class RegionDescriber:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; {remedy}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = OspreyTPForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto", **OWN_FILES_ALONE)
+        with naming(folder):
+            processor = AutoProcessor.from_pretrained(folder, **OWN_FILES_ALONE)
+            model = OspreyTPForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto", **OWN_FILES_ALONE)
         model.to(device=device)  # type: ignore[call-arg]
-        return cls(model, AutoProcessor.from_pretrained(folder, **OWN_FILES_ALONE))
+        return cls(model, processor)
 
     def open(self, image: Any, overview: str = OVERVIEW) -> ImageSession:
         """Encode a picture (PIL, array, tensor, path) and return the session about it.

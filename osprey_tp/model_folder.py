@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from osprey_tp.outside import read_json
 
@@ -18,6 +22,20 @@ def require_merged(folder: Path) -> None:
             f"{folder} holds adapters, not a whole model; merge them first: "
             f"python -m scripts.merge {folder} {folder.with_name(folder.name + '-merged')}"
         )
+
+
+@contextmanager
+def naming(place: Path | str) -> Iterator[None]:
+    """Let errors of what is read there be ValueError or OSError of one line that begins with its name.
+
+    A foreign folder can make transformers raise anything.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(text if text.startswith(str(place)) else f"{place}: {text}") from error
 
 
 def pixel_scale(tower: Path) -> dict[str, Any]:

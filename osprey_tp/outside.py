@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-OWN_FILES_ALONE: Mapping[str, bool] = MappingProxyType({"local_files_only": True, "trust_remote_code": False})
+OWN_FILES_ALONE: Mapping[str, Any] = MappingProxyType({"local_files_only": True, "trust_remote_code": False})
 """For `from_pretrained` of transformers: nothing is fetched, and no code that lies in a folder is executed."""
 
 LONGEST_SHOWN = 300
