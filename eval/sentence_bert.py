@@ -13,7 +13,7 @@ import numpy as np
 
 from eval.checksums import folder_checksum
 from eval.intervals import Array
-from osprey_tp.outside import read_json
+from osprey_tp.outside import OWN_FILES_ALONE, read_json
 
 BATCH_SIZE = 64
 DEFAULT_MAX_TOKENS = 256
@@ -45,8 +45,8 @@ class SentenceBert:
         limits = folder / "sentence_bert_config.json"
         limit = read_json(limits).get("max_seq_length") if limits.is_file() else None
         return cls(
-            AutoModel.from_pretrained(folder, local_files_only=True),
-            AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            AutoModel.from_pretrained(folder, **OWN_FILES_ALONE),
+            AutoTokenizer.from_pretrained(folder, **OWN_FILES_ALONE),
             limit or DEFAULT_MAX_TOKENS,
             folder_checksum(folder),
         )

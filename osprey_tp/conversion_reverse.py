@@ -25,6 +25,7 @@ from osprey_tp.conversion_folder import (
 from osprey_tp.conversion_tokenizer import write_published_tokenizer
 from osprey_tp.files import folder_aside
 from osprey_tp.model_folder import require_merged
+from osprey_tp.outside import OWN_FILES_ALONE
 from osprey_tp.processing import OspreyTPProcessor, chat_template
 from osprey_tp.weights import Outline, StoredWeight, WeightReader, few, list_weights
 
@@ -51,7 +52,7 @@ def reverse(source: Path, out: Path, dtype: str | None = None, max_shard_size: i
         if published.read_json(source / "config.json").get("model_type") != OspreyTPConfig.model_type:
             raise ValueError("this is not a model of osprey_tp; leave --reverse out to convert it")
         config = OspreyTPConfig.from_pretrained(source)
-        processor = OspreyTPProcessor.from_pretrained(source, local_files_only=True)
+        processor = OspreyTPProcessor.from_pretrained(source, **OWN_FILES_ALONE)
         processor.check_fits(config)
         published.require_published_can_hold(config)
         stored = list_weights(source)

@@ -16,6 +16,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedCo
 from osprey_tp import outside
 from osprey_tp.configuration import OspreyTPConfig, choices_of_a_model
 from osprey_tp.conversion import PUBLISHED_REGION_ENCODER_PREFIX, PUBLISHED_TOWER_PREFIX, projector_type_of
+from osprey_tp.outside import OWN_FILES_ALONE
 from osprey_tp.projectors import PROJECTORS
 from osprey_tp.weights import StoredWeight, few
 
@@ -120,7 +121,7 @@ def config_of_folder(folder: Path) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json; name a model folder of transformers")
     read_json(folder / "config.json")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, **OWN_FILES_ALONE)
     return getattr(config, "vision_config", None) or config
 
 

@@ -24,8 +24,9 @@ from osprey_tp.encoded_picture import MOST_PREFIXES, EncodedPicture, PictureProm
 from osprey_tp.encoded_tiles import TileBudget, open_tiles
 from osprey_tp.images import load_image
 from osprey_tp.loading_options import LoadingOptions
-from osprey_tp.model_folder import load_model, require_merged
+from osprey_tp.model_folder import load_model, naming, require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
+from osprey_tp.outside import OWN_FILES_ALONE
 from osprey_tp.processing import Conversation, OspreyTPProcessor
 from osprey_tp.prompts import OVERVIEW
 from osprey_tp.sessions import DEFAULT_NEW_TOKENS, ImageSession, RegionQuestion
@@ -99,10 +100,12 @@ class RegionDescriber:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} holds no {name}; {remedy}")
         arguments = loading.arguments()
-        model = load_model(folder, **arguments)
+        with naming(folder):
+            processor = AutoProcessor.from_pretrained(folder, **OWN_FILES_ALONE)
+            model = load_model(folder, **arguments, **OWN_FILES_ALONE)
         if "device_map" not in arguments:
             model.to(device=loading.place)  # type: ignore[call-arg]
-        return cls(model, AutoProcessor.from_pretrained(folder), budget)
+        return cls(model, processor, budget)
 
     def open(
         self, image: Any, overview: str = OVERVIEW, *, max_tiles: int | None = None, tiles: str | None = None

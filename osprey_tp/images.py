@@ -19,7 +19,7 @@ PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 _SIXTEEN_BIT_TO_EIGHT = 257
 _ROWS_AT_A_TIME = 256
-_LONGEST_PATH = 4096
+_LONGEST_PATH = 1000  # characters
 _ON_ITS_SIDE = (5, 6, 7, 8)
 """Values of EXIF's orientation that swap height and width."""
 
@@ -40,12 +40,12 @@ def load_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ValueError: If the source cannot be read, is too large, or is no picture; the message names the source.
     """
     if isinstance(source, (str, Path)):
-        name = _name_of(source)
+        name = name_of(source)
         with decoding(name), open_picture(source, max_pixels, name) as picture:
             return _to_rgb(picture, name)
     if isinstance(source, Image.Image):
         filename = getattr(source, "filename", "")
-        name = _name_of(filename) if filename else "the picture"
+        name = name_of(filename) if filename else "the picture"
         check_pixels(source.height, source.width, max_pixels, name)
         with decoding(name):
             return _to_rgb(source, name)
@@ -62,7 +62,7 @@ def picture_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, i
     Raises:
         ValueError: As `open_picture`.
     """
-    name = _name_of(path)
+    name = name_of(path)
     with decoding(name), open_picture(path, max_pixels, name) as picture:
         if picture.format == "TIFF":  # which of the two sizes Pillow tells before decoding depends on its version
             upright = ImageOps.exif_transpose(picture)
@@ -108,9 +108,9 @@ def decoding(name: str) -> Iterator[None]:
         raise ValueError(f"{name} cannot be read: {one_line(error)}") from error
 
 
-def _name_of(path: object) -> str:
+def name_of(path: object, kind: str = "picture") -> str:
     """What a picture of a file is called in errors."""
-    return one_line(f"picture {path}", _LONGEST_PATH)
+    return one_line(f"{kind} {path}", _LONGEST_PATH)
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from osprey_tp.images import MAX_PIXELS, check_pixels, decoding, open_picture
+from osprey_tp.images import MAX_PIXELS, check_pixels, decoding, name_of, open_picture
 from osprey_tp.outside import one_line
 from osprey_tp.run_lengths import Runs, finite_numbers
 
@@ -158,7 +158,7 @@ def _checked_array(array: np.ndarray, height: int, width: int) -> np.ndarray:
 def _picture_to_mask(source: str | Path | Image.Image, height: int, width: int) -> np.ndarray:
     if isinstance(source, Image.Image):
         return _opened_picture_to_mask(source, height, width, "the mask")
-    name = one_line(f"mask file {source}", 4096)
+    name = name_of(source, "mask file")
     with open_picture(source, MAX_PIXELS, name) as picture:
         return _opened_picture_to_mask(picture, height, width, name)
 

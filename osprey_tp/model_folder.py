@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from osprey_tp.modeling import OspreyTPForConditionalGeneration
 
+from safetensors import SafetensorError
+
 from osprey_tp.outside import read_json
 
 ADAPTER_FOLDER = "adapter"
@@ -67,6 +69,20 @@ def quietly() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def naming(place: Path | str) -> Iterator[None]:
+    """Let errors of what is read there be ValueError or OSError of one line that begins with its name.
+
+    A foreign folder can make transformers raise anything.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(text if text.startswith(str(place)) else f"{place}: {text}") from error
 
 
 def pixel_scale(tower: Path) -> dict[str, Any]:

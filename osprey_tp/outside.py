@@ -7,8 +7,13 @@ what it should be; in front of it, everything ends in a `ValueError` or an `OSEr
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
+
+OWN_FILES_ALONE: Mapping[str, Any] = MappingProxyType({"local_files_only": True, "trust_remote_code": False})
+"""For `from_pretrained` of transformers: nothing is fetched, and no code that lies in a folder is executed."""
 
 LONGEST_SHOWN = 300
 """Characters of somebody else's text that an error repeats."""

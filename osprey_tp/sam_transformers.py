@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 from torch.utils._pytree import tree_leaves
 
-from osprey_tp.outside import one_line, read_json
+from osprey_tp.outside import OWN_FILES_ALONE, one_line, read_json
 from osprey_tp.prompted_masks import PromptedImage, widened_pixels
 from osprey_tp.segmenters import VIT_SIZES
 
@@ -67,11 +67,10 @@ class TransformersSegmenter:
             ValueError: If the folder holds no complete model of the family.
         """
         family = FAMILIES[_model_type(folder)]
-        offline = {"local_files_only": True, "trust_remote_code": False}
         try:
-            processor = getattr(transformers, family.processor).from_pretrained(folder, **offline)
+            processor = getattr(transformers, family.processor).from_pretrained(folder, **OWN_FILES_ALONE)
             model, loading = getattr(transformers, family.model).from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, **offline
+                folder, dtype=torch.float32, output_loading_info=True, **OWN_FILES_ALONE
             )
         except Exception as error:  # a foreign folder can make transformers raise anything
             raise ValueError(f"{folder} is not a whole folder of {family.name}: {one_line(error)}") from error

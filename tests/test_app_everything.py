@@ -93,7 +93,7 @@ def test_small_regions_and_doubles_are_left_out_and_the_order_stays():
 
 def test_every_batch_is_one_question_and_tells_how_far_it_is():
     session, regions = Session(), [found(index, 0, index + 9, 9) for index in range(40)]
-    steps = list(describe(session, regions, CATEGORY))
+    steps = list(describe(session, regions, CATEGORY, batch_size=32))
     assert [step.described for step in steps] == [0, 32, 40]
     assert session.asked == [(32, CATEGORY_QUESTION, 32, 32), (8, CATEGORY_QUESTION, 8, 32)]
     assert [region.caption for region in steps[1].regions[30:34]] == ["answer 31.", "answer 32.", "", ""]

@@ -146,7 +146,7 @@ def test_models_of_another_kind_are_refused(
     capsys.readouterr()
     assert f"model has no region encoder ({len(kept)} weights" in command(tmp_path, capsys)
     (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
-    assert "model.safetensors cannot be read" in command(tmp_path, capsys)
+    assert "model.safetensors is no whole safetensors file" in command(tmp_path, capsys)
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     assert "holds a model of type 'llama'" in command(tmp_path, capsys)
     (tmp_path / "model" / "config.json").write_text("{")

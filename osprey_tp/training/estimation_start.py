@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from osprey_tp.configuration import OspreyTPConfig
+from osprey_tp.outside import OWN_FILES_ALONE
 from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
 from osprey_tp.training.arguments import RunSettings
 
@@ -48,7 +49,7 @@ def start_processor(settings: RunSettings, config: OspreyTPConfig) -> OspreyTPPr
     if settings.model is not None:
         if not (Path(settings.model) / "processor_config.json").is_file():
             return None
-        processor = OspreyTPProcessor.from_pretrained(settings.model, local_files_only=True)
+        processor = OspreyTPProcessor.from_pretrained(settings.model, **OWN_FILES_ALONE)
         if template is not None:
             processor.chat_template = chat_template(template)
         return processor
@@ -68,7 +69,7 @@ def _with_geometry(make: Callable[..., OspreyTPConfig], choices: Mapping[str, An
 
 
 def _sub_configuration(name: str, folder: str | None) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(_with_configuration(name, folder), local_files_only=True)
+    return AutoConfig.from_pretrained(_with_configuration(name, folder), **OWN_FILES_ALONE)
 
 
 def _with_configuration(name: str, folder: str | None) -> Path:
@@ -82,7 +83,7 @@ def _tokenizer(folder: str | None) -> Any:
     names = ("tokenizer.json", "tokenizer.model")
     if folder is None or not any((Path(folder) / name).is_file() for name in names):
         return None
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, **OWN_FILES_ALONE)
 
 
 def _unused_ids(language: PreTrainedConfig) -> dict[str, int]:

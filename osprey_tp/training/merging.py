@@ -12,6 +12,7 @@ from osprey_tp.configuration import OspreyTPConfig
 from osprey_tp.files import folder_aside
 from osprey_tp.model_folder import ADAPTER_FOLDER
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
+from osprey_tp.outside import OWN_FILES_ALONE
 from osprey_tp.processing import OspreyTPProcessor
 from osprey_tp.training.adapters import ADAPTER_WEIGHTS
 from osprey_tp.training.arguments import load_settings
@@ -64,7 +65,7 @@ def merged(run: Path, overrides: Sequence[str] = ()) -> tuple[OspreyTPForConditi
             "from; name that model with model=..."
         )
     PeftModel.from_pretrained(model.model.language_model, str(run / ADAPTER_FOLDER)).merge_and_unload(safe_merge=True)
-    return model, OspreyTPProcessor.from_pretrained(run, local_files_only=True)
+    return model, OspreyTPProcessor.from_pretrained(run, **OWN_FILES_ALONE)
 
 
 def _shape(config: OspreyTPConfig) -> Any:

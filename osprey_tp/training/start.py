@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -25,9 +24,9 @@ from transformers import (
 from transformers.integrations import deepspeed as deepspeed_integration
 
 from osprey_tp.configuration import OspreyTPConfig
-from osprey_tp.model_folder import pixel_scale, quietly, require_merged
+from osprey_tp.model_folder import naming, pixel_scale, quietly, require_merged
 from osprey_tp.modeling import OspreyTPForConditionalGeneration
-from osprey_tp.outside import read_yaml
+from osprey_tp.outside import OWN_FILES_ALONE, read_yaml
 from osprey_tp.processing import OspreyTPProcessor, add_region_tokens, chat_template
 from osprey_tp.projectors import build_projector
 from osprey_tp.region_encoder import RegionEncoder
@@ -77,13 +76,13 @@ def _read_model(
     """Model and processor of a model folder; parts of `may_begin_new` may lack all of their weights."""
     require_merged(folder)
     _require_files(folder, ("config.json", "processor_config.json"), "name what a stage or scripts.convert wrote")
-    with _naming(folder / "config.json"):
+    with naming(folder / "config.json"):
         config = OspreyTPConfig.from_pretrained(folder)
-    with _naming(folder):
-        processor = OspreyTPProcessor.from_pretrained(folder, local_files_only=True)
+    with naming(folder):
+        processor = OspreyTPProcessor.from_pretrained(folder, **OWN_FILES_ALONE)
         processor.check_fits(config)
     model, missing = _load(OspreyTPForConditionalGeneration, folder, settings.attention)
-    with _naming(folder):
+    with naming(folder):
         new = _new_parts(model, missing, may_begin_new)
     set_seed(settings.seed)
     for part in new:
@@ -97,18 +96,18 @@ def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGenerati
     for name, folder in (("language_model", language), ("vision_tower", vision)):
         _require_files(folder, ("config.json",), f"{name} is a model folder of transformers")
     geometry: dict[str, Any] = dict(settings.geometry)
-    with _naming(language):
-        tokenizer = AutoTokenizer.from_pretrained(language, local_files_only=True)
+    with naming(language):
+        tokenizer = AutoTokenizer.from_pretrained(language, **OWN_FILES_ALONE)
     token_ids = add_region_tokens(tokenizer, geometry.get("preset", "recommended"))
     halves = []
     for loader, folder in ((AutoModelForCausalLM, language), (AutoModel, vision)):
         half, missing = _load(loader, folder, settings.attention)
-        with _naming(folder):
+        with naming(folder):
             _new_parts(half, missing, set())
         halves.append(half)
     language_model, tower = halves
     set_seed(settings.seed)
-    with _naming("geometry"), _undivided():
+    with naming("geometry"), _undivided():
         model = OspreyTPForConditionalGeneration.from_parts(tower, language_model, **(token_ids | geometry))
     model.set_attn_implementation(settings.attention)
     model.generation_config = _greedy(language_model.generation_config, tokenizer)
@@ -118,13 +117,13 @@ def _put_together(settings: RunSettings) -> tuple[OspreyTPForConditionalGenerati
 
 def _load(loader: Any, folder: Path, attention: str) -> tuple[Any, list[str]]:
     """`from_pretrained` in float32 that refuses surplus and ill-shaped weights, and names those that are missing."""
-    with _naming(folder), quietly():
+    with naming(folder), quietly():
         try:
             model, found = loader.from_pretrained(
                 folder,
                 dtype=torch.float32,
                 attn_implementation=attention,
-                local_files_only=True,
+                **OWN_FILES_ALONE,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
@@ -226,16 +225,6 @@ def _greedy(saved: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Gene
 
 
 @contextmanager
-def _naming(place: Path | str) -> Iterator[None]:
-    """Let errors of what is read there begin with its name, on one line."""
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError, SafetensorError) as error:
-        text = " ".join(str(error).split())
-        kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(text if text.startswith(str(place)) else f"{place}: {text}") from error
-
-
 @contextmanager
 def _undivided() -> Iterator[None]:
     """Build modules whole under ZeRO-3 too; DeepSpeed divides the new ones when it takes the model."""

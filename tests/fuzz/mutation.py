@@ -4,6 +4,7 @@ import copy
 import json
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 Change = Callable[[bytes], bytes]
@@ -99,7 +100,8 @@ def _change_value(document: Any, source: random.Random) -> Any:
     elif kind == 8 and isinstance(holder, list):
         holder += [holder[key]] * source.choice((1, 2, 300))
     elif isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
-        holder[key] = holder[key] + source.choice((-1, 1, 0.5, 1e6))
+        with suppress(OverflowError):
+            holder[key] = holder[key] + source.choice((-1, 1, 0.5, 1e6))
     elif isinstance(holder[key], str):
         holder[key] = change_bytes(holder[key].encode("utf-8", "replace"), source).decode("latin-1")[:5000]
     else:
