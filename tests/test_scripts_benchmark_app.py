@@ -10,7 +10,8 @@ def test_clicks_and_everything_are_measured(tmp_path, capsys, monkeypatch):
     segmenters, describers = app._segmenters()[:1], app._describers()[:1]
     monkeypatch.setattr(app, "_segmenters", lambda: segmenters)
     monkeypatch.setattr(app, "_describers", lambda: describers)
-    assert main(["app", "--regions", "3", "--singles", "2", "--repeats", "1", "--json", str(tmp_path / "app.json")]) == 0
+    few = ["--regions", "3", "--singles", "2", "--repeats", "1"]
+    assert main(["app", *few, "--json", str(tmp_path / "app.json")]) == 0
     result = json.loads((tmp_path / "app.json").read_text())
     [clicks], [everything] = result["clicks"], result["everything"]
     assert clicks["segmenter"] == "tiny SAM" and min(clicks["first_seconds"], clicks["second_seconds"]) > 0

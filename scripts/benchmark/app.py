@@ -1,10 +1,10 @@
 """What a user of the app waits for: the second click on a picture, and everything in it.
 
 A click is measured from the picture to its mask; a first click embeds the picture, later ones find it embedded, and the
-median of several counts. For GrabCut, which has no embedding, both are alike. Everything is measured as one batched pass
-over so many regions of an open picture, against asking about them one by one in the same session. Single questions take
-alike, so that a few of them are timed, and their time is that of one times K; the texts about these must be the same in
-both ways. What is compared runs in turn, and medians count.
+median of several counts. For GrabCut, which has no embedding, both are alike. Everything is measured as one batched
+pass over so many regions of an open picture, against asking about them one by one in the same session. Single questions
+take alike, so that a few of them are timed, and the time of all is K times that of one; the texts about these must be
+the same in both ways. What is compared runs in turn, and medians count.
 """
 
 from __future__ import annotations
