@@ -2,10 +2,10 @@
 
 A click is measured from the picture to its mask, on one thread: the threads of a click's many small steps wait for each
 other, which on a busy machine takes longer than the steps. A first click embeds the picture, later ones find it
-embedded, and the median of several counts. For GrabCut, which has no embedding, both are alike. Everything is measured as one batched
-pass over so many regions of an open picture, against asking about them one by one in the same session. Single questions
-take alike, so that a few of them are timed, and the time of all is K times that of one; the texts about these must be
-the same in both ways. What is compared runs in turn, and medians count.
+embedded, and the median of several counts. For GrabCut, which has no embedding, both are alike. Everything is measured
+as one batched pass over so many regions of an open picture, against asking about them one by one in the same session.
+Single questions take alike, so that a few of them are timed, and the time of all is K times that of one; the texts
+about these must be the same in both ways. What is compared runs in turn, and medians count.
 """
 
 from __future__ import annotations
