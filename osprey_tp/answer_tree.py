@@ -110,6 +110,13 @@ class AnswerTree:
 
 
 class _GrowingPart:
+    """A part of the tree that texts are still added to.
+
+    Attributes:
+        children: the node below a node (-1 for none) that has a token, by both.
+        texts, tokens, parents, depths, answers: as of `TreePart`.
+    """
+
     def __init__(self) -> None:
         self.children: dict[tuple[int, int], int] = {}
         self.texts: list[int] = []
@@ -119,6 +126,7 @@ class _GrowingPart:
         self.answers: list[tuple[int, ...]] = []
 
     def new_nodes(self, row: Sequence[int]) -> int:
+        """How many nodes a row of tokens would add."""
         node, known = -1, 0
         for token in row:
             child = self.children.get((node, token))
@@ -128,6 +136,7 @@ class _GrowingPart:
         return len(row) - known
 
     def add(self, index: int, row: Sequence[int], labels: Sequence[int]) -> None:
+        """Walk down the row's tokens, with new nodes where there are none, and note which are the answer's."""
         node, answer = -1, []
         for depth, (token, label) in enumerate(zip(row, labels, strict=True)):
             child = self.children.setdefault((node, token), len(self.tokens))
@@ -142,6 +151,7 @@ class _GrowingPart:
         self.answers.append(tuple(answer))
 
     def finish(self) -> TreePart:
+        """The part."""
         return TreePart(
             tuple(self.texts),
             np.array(self.tokens, dtype=np.int64),

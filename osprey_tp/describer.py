@@ -154,9 +154,10 @@ class RegionDescriber:
         decoder = config.text_config
         key_heads = getattr(decoder, "num_key_value_heads", None) or decoder.num_attention_heads
         head_width = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
-        cells = len(config.feature_layers) * plan.num_cells * config.vision_config.hidden_size
+        cells = plan.num_tiles * plan.tiling.cells_per_tile
+        states = len(config.feature_layers or ()) * cells * config.vision_config.hidden_size
         of_token = decoder.hidden_size + decoder.num_hidden_layers * 2 * key_heads * head_width
-        return (cells + plan.num_visual_tokens * of_token) * self.model.dtype.itemsize
+        return (states + plan.num_visual_tokens * of_token) * self.model.dtype.itemsize
 
     def ask_many(
         self,

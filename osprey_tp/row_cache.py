@@ -1,5 +1,12 @@
 """A key-value cache of rows that come and go.
 
+```
+          columns ─►               room for more
+row 0   [ 0 0 a b c d ]          [ . . . . ]      update: columns behind all rows, in place
+row 1   [ 0 e f g h i ]          [ . . . . ]      keep: some rows and their last columns, in new buffers
+row 2   [ j k l m n o ]          [ . . . . ]      append: rows of another cache below, in new buffers
+```
+
 Every row ends at the same column, so that one more token of all rows is one more column; a row that is shorter than the
 longest begins later, and what stands before it is zero. Columns are written in place into buffers with room for more.
 """

@@ -15,9 +15,19 @@ picture 2  [ prefix ............................][ opening ][ question C ]─►
 4. Every step gives each row its most likely next token. Rows that have ended leave the batch, and questions that wait
    enter it (continuous batching), so that it stays full within the limits on rows and on tokens.
 
-Rows stand in the order of their pictures, so that the rows of a picture are neighbours, and all end at the same column
-of the cache (`osprey_tp.row_cache`), so that a step appends one column to all. Positions are those that a token would
-have in a prompt of its own.
+A token so sees three things, in the order of the prompt:
+
+```
+             level 0: prefix          level 1: opening         own tokens: RowCache, columns ─►
+row 0  A   ┐                        ┐                          [ . . <mask> what follows | answer ]
+row 1  B   ┴ keys of picture 1      ┴ keys of its opening      [ . . . . <mask> follows  | answer ]
+row 2  C   ─ keys of picture 2      ─ keys of its opening      [ <mask> what follows     | answer ]
+```
+
+Rows stand in the order of their pictures, so that the rows of a picture are neighbours and a level is a list of keys
+with the number of rows that each serves. All rows end at the same column of the cache (`osprey_tp.row_cache`), so that
+a step appends one column to all; `seen` says which columns hold a token of the row. Positions are those that a token
+would have in a prompt of its own.
 
 An answer is the one that `generate` gives greedily to the whole prompt alone. The tests compare the two, and both with
 a loop that reads the whole prompt anew for every token, over random pictures, regions, questions and batches.
@@ -166,7 +176,7 @@ def read_rows(
     cache: Cache,
     levels: Sequence[SharedKeys],
 ) -> Tensor:
-    """Read rows that stand directly behind shared keys.
+    """Read the first tokens of rows, which stand directly behind shared keys.
 
     Args:
         model: Uses the shared attention.
@@ -181,6 +191,7 @@ def read_rows(
     """
     order = torch.arange(embeddings.shape[1], device=embeddings.device)
     mask = (order <= order[:, None]) & seen[:, None]  # (B, n, n)
+    # padding, which nobody sees, sees itself, since attention to nothing is no number
     mask = mask | torch.eye(len(order), dtype=torch.bool, device=embeddings.device)
     positions = first_positions.to(embeddings.device)[:, None] + (seen.cumsum(dim=1) - 1).clamp_min(0)
     return decode(model, embeddings, positions, mask[:, None], cache, levels)
@@ -239,13 +250,14 @@ def continue_greedily(
     waiting = deque(_rows(model, continuations))
     batch = _Batch(model)
     while max_new_tokens > 0 and (waiting or batch.rows):
-        if waiting and 2 * len(batch.rows) <= most_rows:
+        if waiting and 2 * len(batch.rows) <= most_rows:  # half empty
             batch.enter(_entering(waiting, batch, most_rows, max_new_tokens))
         for row, token in zip(batch.rows, batch.next_tokens(), strict=True):
             if row.going:
                 answers[row.index].append(token)
                 row.going = token not in ends and len(answers[row.index]) < max_new_tokens
         going = sum(row.going for row in batch.rows)
+        # leaving copies what stays: it waits until a quarter has ended, or others can enter
         if 4 * going <= 3 * len(batch.rows) or (waiting and 2 * going <= most_rows):
             batch.drop_ended()
         if batch.rows:
@@ -297,7 +309,7 @@ def _entering(waiting: deque[_Row], batch: _Batch, most_rows: int, max_new_token
 
 
 class _Batch:
-    """Rows that are answered together.
+    """Rows that are answered together: `enter`, then `next_tokens`, `drop_ended` and `advance` for every token.
 
     Attributes:
         rows: In the order of their stems.
@@ -321,7 +333,7 @@ class _Batch:
         ids = pad_sequence([row.suffix for row in rows], batch_first=True, padding_side="left").to(device)
         lengths = torch.tensor([len(row.suffix) for row in rows], device=device)
         first = torch.tensor([row.stem.length for row in rows], device=device)
-        seen = torch.arange(ids.shape[1], 0, -1, device=device) <= lengths[:, None]
+        seen = torch.arange(ids.shape[1], 0, -1, device=device) <= lengths[:, None]  # (rows, n), padded on the left
         regions = [row.region_tokens for row in rows if row.region_tokens is not None]
         features = OspreyTPFeatures(pooler_output=[], region_tokens=torch.cat(regions) if regions else None)
         cache = RowCache(self._model.config.text_config)

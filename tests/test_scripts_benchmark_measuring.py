@@ -26,6 +26,11 @@ def test_the_ratio_is_that_of_the_median_round() -> None:
     assert times["fast"].processor_seconds == 0.5
 
 
+def test_works_of_one_kind_are_a_median_in_every_round() -> None:
+    works = [Times((1.0, 8.0), (1.0, 1.0)), Times((2.0, 5.0), (1.0, 2.0)), Times((9.0, 6.0), (4.0, 3.0))]
+    assert Times.median_of(works) == Times((2.0, 6.0), (1.0, 2.0))
+
+
 def test_the_floor_is_the_slower_of_arithmetic_and_memory() -> None:
     rates = Rates(flops=100.0, bytes=10.0)
     assert Floor(flops=500.0, bytes=10.0).seconds(rates) == 5.0

@@ -2,7 +2,8 @@
 
 The published procedure opens and encodes the picture for every region and lets the language model read the whole prompt
 again, one region at a time. The floor is what no procedure can leave out: bare forward passes that encode each picture
-once, read its part of the prompt once, and write the answers in batches; no files, masks or words.
+once, read its part of the prompt once, and write the answers in batches; no files, masks or words. The random model's
+answers are all of full length.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: a number is less than 1, there are more regions than can be drawn, or the answers differ.
     """
-    from eval.asking import GREEDY, Asking
+    from eval.asking import Asking
     from eval.questions import collect_questions
     from eval.tasks import TASKS
 
@@ -56,8 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         questions = collect_questions(TASKS[TASK], _records(folder, options.pictures, options.regions))
         describer = _describer(options)
-        always = dict(GREEDY) | {"min_new_tokens": options.tokens}
-        asking = Asking(options.batch_size, options.tokens, describer.processor.image_processor.tiling, always)
+        asking = Asking(options.batch_size, options.tokens, describer.processor.image_processor.tiling)
         sizes = _sizes(describer, questions[0], asking)
         _publish(describer, questions[:1], asking)  # warms up
         device, answered = describer.model.device, dict[str, dict[str, str]]()
@@ -250,5 +250,7 @@ def _describer(options: argparse.Namespace) -> RegionDescriber:
     torch.manual_seed(0)
     model = OspreyTPForConditionalGeneration(config)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_token_id] = 0  # so that no answer ends before its limit
     model.to(device=device, dtype=getattr(torch, options.dtype) if options.dtype else None)  # type: ignore[call-arg]
     return RegionDescriber(model, OspreyTPProcessor.from_config(config, tokenizer, "vicuna_v1"))

@@ -49,6 +49,15 @@ class Times:
     wall: tuple[float, ...]
     processor: tuple[float, ...]
 
+    @classmethod
+    def median_of(cls, works: Sequence[Times]) -> Times:
+        """Of every round, the median over works of one kind."""
+        walls, processors = ([getattr(work, clock) for work in works] for clock in ("wall", "processor"))
+        return cls(
+            tuple(map(statistics.median, zip(*walls, strict=True))),
+            tuple(map(statistics.median, zip(*processors, strict=True))),
+        )
+
     @property
     def seconds(self) -> float:
         """Median by the wall's clock."""
