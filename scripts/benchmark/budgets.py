@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prepared records whose regions have names (%(default)s)",
     )
     parser.add_argument("--max-tiles", type=int, nargs="*", default=[4, 1], metavar="N", help="budgets (%(default)s)")
-    parser.add_argument("--pictures", type=int, default=100, metavar="N", help="that are scored (%(default)s)")
-    parser.add_argument("--timed", type=int, default=8, metavar="N", help="pictures that are timed (%(default)s)")
+    parser.add_argument("--pictures", type=int, default=24, metavar="N", help="that are scored (%(default)s)")
+    parser.add_argument("--timed", type=int, default=4, metavar="N", help="pictures that are timed (%(default)s)")
     parser.add_argument("--regions", type=int, default=8, metavar="K", help="of the large picture (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds, of which the median counts")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="rounds, of which the median counts")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
