@@ -225,7 +225,6 @@ def _greedy(saved: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Gene
 
 
 @contextmanager
-@contextmanager
 def _undivided() -> Iterator[None]:
     """Build modules whole under ZeRO-3 too; DeepSpeed divides the new ones when it takes the model."""
     reference = deepspeed_integration._hf_deepspeed_config_weak_ref
