@@ -308,7 +308,7 @@ class EncodedPicture:
         device = cells.device
         shapes = covered.get("region_shapes")
         first_cells = torch.zeros(len(coverage), dtype=torch.long, device=device)
-        return self._model.model.region_encoder(
+        return self._model.model.require_region_encoder()(
             cells, coverage.to(device), first_cells, None if shapes is None else shapes.to(device)
         )
 

@@ -141,14 +141,23 @@ class OspreyTPModel(OspreyTPPreTrainedModel):
         Raises:
             ValueError: if the model has no region encoder.
         """
+        encode = self.require_region_encoder()
+        tiles = [self._count_tiles(rows, cols) for rows, cols in tile_grids.tolist()]
+        first_tiles = torch.tensor([0, *tiles[:-1]], device=cells.device).cumsum(0)
+        first_cells = first_tiles[region_image_index] * cells.shape[2]
+        return encode(cells, region_coverage, first_cells, region_shapes)
+
+    def require_region_encoder(self) -> RegionEncoder:
+        """The region encoder.
+
+        Raises:
+            ValueError: if the model was loaded from a folder without one.
+        """
         if self.region_encoder is None:
             raise ValueError(
                 "this model has no region encoder: ask about whole pictures, or train stage 2 from its folder first"
             )
-        tiles = [self._count_tiles(rows, cols) for rows, cols in tile_grids.tolist()]
-        first_tiles = torch.tensor([0, *tiles[:-1]], device=cells.device).cumsum(0)
-        first_cells = first_tiles[region_image_index] * cells.shape[2]
-        return self.region_encoder(cells, region_coverage, first_cells, region_shapes)
+        return self.region_encoder
 
     def _count_tiles(self, rows: int, cols: int) -> int:
         return count_tiles(rows, cols, self.config.tiling.thumbnail)

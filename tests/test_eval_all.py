@@ -110,7 +110,7 @@ def test_the_model_is_loaded_once_and_a_failing_task_keeps_the_others(
         return right(image, counts)
 
     describer, loaded = FakeDescriber(answer), []
-    monkeypatch.setattr("eval.everything.load_describer", lambda *_: loaded.append(1) or describer)
+    monkeypatch.setattr("eval.everything.load_describer", lambda *_, **__: loaded.append(1) or describer)
     monkeypatch.setattr("eval.everything.open_records", lambda folder: records)
     settings = settings_for(tmp_path)
     out = settings.out / "referring-classification" / "data"
