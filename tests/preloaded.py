@@ -261,7 +261,7 @@ def main(address: str, *packages: str) -> None:
     if fork is None:
         server.close()
         shutil.rmtree(Path(address).parent)
-        gc.unfreeze()  # nanobind takes what is frozen for leaked
+        ending.status = 0
         return
     become(fork)
     ending.watch(fork.request.arguments)
