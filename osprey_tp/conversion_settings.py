@@ -184,6 +184,9 @@ def check_facts(settings: Mapping[str, Any], width: int) -> None:
 
 def is_sliced(settings: Mapping[str, Any], has_regions: bool) -> bool:
     """Whether pictures were cut into tiles in training."""
+    own = own_choices(settings).get("picture_layout")
+    if own is not None:
+        return bool(own == "tiles")
     return has_regions or settings.get("image_aspect_ratio") == _SLICED
 
 

@@ -85,7 +85,7 @@ def from_coco(segmentation: Any) -> Region:
     Raises:
         ValueError: If it is neither a list of polygons nor a run-length encoding.
     """
-    if isinstance(segmentation, list) or (isinstance(segmentation, Mapping) and "counts" in segmentation):
+    if isinstance(segmentation, (list, tuple)) or (isinstance(segmentation, Mapping) and "counts" in segmentation):
         return segmentation
     kind = "dictionary without counts" if isinstance(segmentation, Mapping) else type(segmentation).__name__
     raise ValueError(f"a segmentation is a list of polygons or a run-length encoding, not a {kind}")

@@ -221,11 +221,7 @@ def _served(*packages: str) -> Path:
         stdout=subprocess.PIPE,
     )
 
-    def end() -> None:
-        process.communicate()
-        shutil.rmtree(folder)
-
-    atexit.register(end)
+    atexit.register(process.communicate)
     assert process.stdout.readline() == b"ready\n"
     return folder
 
@@ -264,7 +260,8 @@ def main(address: str, *packages: str) -> None:
     fork = server.serve()
     if fork is None:
         server.close()
-        gc.unfreeze()  # nanobind takes what is frozen for leaked
+        shutil.rmtree(Path(address).parent)
+        ending.status = 0
         return
     become(fork)
     ending.watch(fork.request.arguments)

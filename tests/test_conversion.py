@@ -122,6 +122,29 @@ def test_names_and_shapes_of_the_published_sizes(projector: str, size: str) -> N
     assert vision.to_dict() == clip.to_dict()
 
 
+@pytest.mark.parametrize(
+    ("ratio", "is_projector_alone", "max_tiles", "expected"),
+    [
+        ("pad", False, None, ("square", 1)),
+        ("square", False, None, ("square", 1)),
+        ("slice", False, None, ("tiles", 9)),
+        ("pad", False, 16, ("tiles", 16)),
+        ("slice", False, 1, ("square", 1)),
+        ("pad", True, None, ("square", 1)),
+        ("square", True, None, ("tiles", 9)),
+        ("absent", True, 1, ("square", 1)),
+    ],
+)
+def test_config_json_says_whether_pictures_are_squares(
+    ratio: str, is_projector_alone: bool, max_tiles: int | None, expected: tuple[str, int]
+) -> None:
+    """A projector alone is trained further, on tiles unless it was on squares; the command line goes first."""
+    settings = published.published_config("tokenpacker", image_aspect_ratio=ratio)
+    choices = published_choices(settings, "tokenpacker", {}, is_projector_alone, max_tiles=max_tiles)
+    config = OspreyTPConfig.vicuna_7b(**choices)
+    assert (config.picture_layout, config.max_tiles) == expected
+
+
 def test_a_checkpoint_without_regions_refuses_them_until_it_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

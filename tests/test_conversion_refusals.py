@@ -143,6 +143,7 @@ def test_a_projector_of_the_wrong_width(source: Path, shared: Path, capsys: pyte
         ({"patch_num": 12}, (), "max_tiles must be one of (9, 16, 25), not 12"),
         ({"mm_vision_select_layer": -1}, (), "config.json has mm_vision_select_layer -1, and -2 is what can be conv"),
         ({"mm_vision_select_feature": "cls_patch"}, (), "has mm_vision_select_feature 'cls_patch', and 'patch' is"),
+        ({"image_aspect_ratio": "anyres"}, (), "has image_aspect_ratio 'anyres', and 'pad' is what can be converted"),
         ({"mm_use_im_start_end": True}, (), "has mm_use_im_start_end True, and False is what can be converted"),
         ({"vocab_size": 500}, (), "has 560 pieces, the embedding 500 rows; give the tokenizer of this model"),
         ({"vocab_size": 600}, (), "lm_head.weight is (560, 64) and not (600, 64)"),
