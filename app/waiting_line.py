@@ -69,13 +69,24 @@ class WaitingLine:
         """
         return Place(_Request(self, work, waiting))
 
-    def close(self) -> None:
-        """Ends what is at work and what waits, and refuses what comes."""
+    def close(self, patience: float = 20.0) -> bool:
+        """Ends what is at work and what waits, and refuses what comes.
+
+        A process must not leave while a thread is inside the model, so the item that is being made is waited for.
+
+        Args:
+            patience: Seconds to wait for it at most.
+
+        Returns:
+            Whether all work has ended.
+        """
         with self._changed:
             self._closed = True
             requests = list(self._requests)
         for request in requests:
             request.close()
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._requests, patience)
 
     @property
     def waiting(self) -> int:

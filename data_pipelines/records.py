@@ -35,8 +35,16 @@ Purpose = Literal["training", "evaluation"]
 
 _ROWS_AT_A_TIME = 2048
 
-REGION_REFERENCE = re.compile(r"<region(\d{1,9})>")
+REGION_REFERENCE = re.compile(r"<region(\d+)>")
 """How the texts of turns refer to regions: `<region1>` is the first region of the record."""
+_MOST_DIGITS = 9
+
+
+def references_beyond(text: str, regions: int) -> list[str]:
+    """The references of a text to regions that a record of so many does not have, long ones shortened."""
+    numbers = REGION_REFERENCE.findall(text)
+    beyond = [number for number in numbers if len(number) > _MOST_DIGITS or not 1 <= int(number) <= regions]
+    return [f"<region{number[:_MOST_DIGITS]}>" for number in beyond]
 
 
 @dataclass(frozen=True)
@@ -142,11 +150,9 @@ def _text_problems(record: RegionRecord) -> list[Problem]:
         found = [mark for mark in (IMAGE_TOKEN, REGION_TOKEN) if mark in text]
         if found:
             problems.append(Problem("text holds a placeholder of the prompt", f"{found[0]} in {text[:80]!r}"))
-        beyond = [match for match in REGION_REFERENCE.findall(text) if not 1 <= int(match) <= len(record.regions)]
+        beyond = references_beyond(text, len(record.regions))
         if beyond:
-            problems.append(
-                Problem("region reference out of range", f"<region{beyond[0]}>, {len(record.regions)} regions")
-            )
+            problems.append(Problem("region reference out of range", f"{beyond[0]}, {len(record.regions)} regions"))
     for number, turn in enumerate(record.turns, start=1):
         if turn.role == "assistant" and not turn.text.strip():
             problems.append(Problem("empty answer", f"turn {number}"))

@@ -240,6 +240,19 @@ def test_a_closed_line_ends_what_is_in_it_and_refuses_the_rest():
     assert not line.busy
 
 
+def test_closing_the_line_waits_for_the_item_that_is_being_made():
+    line, gate = new_line(), threading.Event()
+    work = Work("ab", gate)
+    with ThreadPoolExecutor(2) as threads:
+        reading = threads.submit(list, line.run(work, position))
+        assert work.inside.wait(PATIENCE)
+        assert not line.close(patience=0)
+        closing = threads.submit(line.close, PATIENCE)
+        gate.set()
+        assert closing.result(PATIENCE) and work.closed == 1 and not line.busy
+        assert reading.result(PATIENCE) == []
+
+
 @pytest.mark.parametrize("limits", [(-1, 1.0), (1, 0.0), (1, float("nan"))])
 def test_limits_that_leave_nothing_to_do(limits):
     with pytest.raises(ValueError, match="give"):

@@ -86,7 +86,7 @@ def test_what_a_picture_will_hold_is_known_from_its_size(language):
     for height, width in ((300, 300), (200, 600)):
         session = describer.open(Image.new("RGB", (width, height)))
         session.ask([{"box": [0, 0, 9, 9]}], max_new_tokens=1)
-        prefix, plan = session.picture._prefix, session.picture.plan
+        (prefix,), plan = session.picture._prefixes.values(), session.picture.plan
         words = (prefix.length - plan.num_visual_tokens) * prefix.nbytes // prefix.length
         assert describer.bytes_of(height, width) + words == session.nbytes
 

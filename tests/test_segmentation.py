@@ -123,7 +123,7 @@ def test_boxes_that_are_none_are_named(box, reason):
 def test_an_annotation_cannot_name_a_file_as_its_mask(tmp_path, form):
     path = tmp_path / "mask.png"
     Image.new("1", (WIDTH, HEIGHT), 1).save(path)
-    assert to_mask(form(path), HEIGHT, WIDTH).all()
+    assert to_mask(str(path), HEIGHT, WIDTH).all()
     with pytest.raises(Unusable) as caught:
         read_segmentation(form(path), HEIGHT, WIDTH)
     assert caught.value.reason == "malformed segmentation"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.records import REGION_REFERENCE, Turn
+from data_pipelines.records import REGION_REFERENCE, Turn, references_beyond
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -152,13 +152,13 @@ def _described_region(reference: str, regions: int) -> int:
     match = REGION_REFERENCE.fullmatch(reference.strip())
     if match is None:
         raise Unfit("region not written as <regionN>", reference[:80])
-    _require_range(match[1], regions)
+    _require_range(reference, regions)
     return int(match[1])
 
 
-def _require_range(number: str, regions: int) -> None:
-    if len(number) > 4 or not 1 <= int(number) <= regions:
-        raise Unfit("region reference out of range", f"<region{number[:8]}>, {regions} regions")
+def _require_range(text: str, regions: int) -> None:
+    for reference in references_beyond(text, regions):
+        raise Unfit("region reference out of range", f"{reference}, {regions} regions")
 
 
 def _checked(text: str, regions: int) -> str:
@@ -173,10 +173,9 @@ def _checked(text: str, regions: int) -> str:
         raise Unfit("text is not Unicode", repr(text[:80])) from None
     if IMAGE_TOKEN in text or REGION_TOKEN in text:
         raise Unfit("text holds a placeholder of the prompt", text[:80])
-    for number in REGION_REFERENCE.findall(text):
-        if regions == 0:
-            raise Unfit("description refers to a region by number", text[:80])
-        _require_range(number, regions)
+    if regions == 0 and REGION_REFERENCE.search(text):
+        raise Unfit("description refers to a region by number", text[:80])
+    _require_range(text, regions)
     for pattern, reason in (
         (_OTHER_REFERENCE, "region not written as <regionN>"),
         (_COORDINATES, "text gives coordinates"),

@@ -12,14 +12,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from data_pipelines.records import REGION_REFERENCE, Problem, Turn
+from data_pipelines.records import Problem, Turn, references_beyond
 from data_pipelines.sources.reader import Unusable
 from osprey_tp.prompts import IMAGE_TOKEN, OVERVIEW
 
 _ROLES = {"human": "user", "gpt": "assistant"}
 _IMAGE_MARK = re.compile(rf"[ \t]*{IMAGE_TOKEN}")
 _SHOWN = 80
-_LONGEST_NUMBER = 9
 
 TRIMMED = "turn without its question or answer left out"
 
@@ -56,9 +55,8 @@ def check_references(texts: Iterable[str], regions: int) -> None:
         Unusable: naming the reference and the number of regions.
     """
     for text in texts:
-        for number in REGION_REFERENCE.findall(text):
-            if len(number) > _LONGEST_NUMBER or not 1 <= int(number) <= regions:
-                raise Unusable("region reference out of range", f"<region{number[:_SHOWN]}>, {regions} regions")
+        for reference in references_beyond(text, regions):
+            raise Unusable("region reference out of range", f"{reference}, {regions} regions")
 
 
 def read_dialogue(conversations: Any, *, trim: bool = False) -> tuple[tuple[Turn, ...], list[Problem]]:
