@@ -154,10 +154,11 @@ class RegionDescriber:
         decoder = config.text_config
         key_heads = getattr(decoder, "num_key_value_heads", None) or decoder.num_attention_heads
         head_width = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
-        cells = plan.num_tiles * plan.tiling.cells_per_tile
-        states = len(config.feature_layers or ()) * cells * config.vision_config.hidden_size
-        of_token = decoder.hidden_size + decoder.num_hidden_layers * 2 * key_heads * head_width
-        return (states + plan.num_visual_tokens * of_token) * self.model.dtype.itemsize
+        states = len(config.feature_layers or ()) * plan.tiling.cells_per_tile * config.vision_config.hidden_size
+        tokens = plan.tiling.tokens_per_tile * decoder.hidden_size
+        keys_and_values = decoder.num_hidden_layers * 2 * key_heads * head_width
+        numbers = plan.num_tiles * (states + tokens) + plan.num_visual_tokens * keys_and_values
+        return numbers * self.model.dtype.itemsize
 
     def ask_many(
         self,
