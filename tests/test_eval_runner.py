@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from eval.runner import CONTROL_FILE, PREDICTIONS_FILE, ask_all
 from eval.tasks import TASKS
 from osprey_tp.tiling import Tiling
 
+from . import preloaded
 from .eval_fakes import HEIGHT, WIDTH, FakeDescriber, Record, Records, Region, Turn, knowing, make_data, square
 
 CLASSIFICATION, CAPTION = TASKS["referring-classification"], TASKS["region-caption"]
@@ -185,13 +185,14 @@ ask_all(task, collect_questions(task, records), FakeDescriber(answer), folder,
 
 def test_a_process_killed_at_any_moment_loses_and_repeats_nothing(tmp_path: Path) -> None:
     predictions = tmp_path / PREDICTIONS_FILE
+    command = [preloaded.python(), "-c", KILLED_RUN, str(tmp_path)]
     for lines in (3, 20):
-        process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=ROOT)
+        process = subprocess.Popen(command, cwd=ROOT)
         while process.poll() is None and (not predictions.exists() or predictions.stat().st_size < 3000 * lines):
             time.sleep(0.001)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    subprocess.run([sys.executable, "-c", KILLED_RUN, str(tmp_path)], cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, check=True)
     found = ids_in(predictions)
     assert sorted(found) == sorted(f"fake:{picture}#{region}" for picture in range(200) for region in (1, 2, 3))
 
