@@ -1,4 +1,4 @@
-"""Everything and Find as a user meets them: the real command, a real (tiny, random) model, a real browser."""
+"""Segment Anything, Everything and Find as a user meets them: the real command, real (tiny, random) models, a real browser."""
 
 import contextlib
 import io
@@ -6,14 +6,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 from pycocotools.coco import COCO
+from segment_anything import SamPredictor
 
 from osprey_tp.masks import to_rle
+from osprey_tp.segmenters import load_segmenter
 
-from .app_browser import chromium, extent, scene, serving, settled, status, upload, visiting
+from .app_browser import chromium, click, drag, extent, is_near, scene, serving, settled, status, upload, use, visiting
 from .tiny_models import save_tiny_model
+from .tiny_segmenters import confident_sam
 
 SIZE = (480, 320)
 SHAPES = {"disc": (60, 60, 160, 160), "square": (300, 40, 400, 140), "bar": (120, 220, 380, 260)}
@@ -23,13 +27,15 @@ SHAPES = {"disc": (60, 60, 160, 160), "square": (300, 40, 400, 140), "bar": (120
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tabs")
     save_tiny_model(folder / "model")
+    torch.save(confident_sam().state_dict(), folder / "sam.pth")
     scene(SHAPES, SIZE).save(folder / "shapes.png")
     return folder
 
 
 @pytest.fixture(scope="module")
 def page(folder):
-    with serving(folder) as address, chromium() as browser, visiting(browser, address) as page:
+    segmenter = ("--segmenter", f"sam:{folder / 'sam.pth'}")
+    with serving(folder, *segmenter) as address, chromium() as browser, visiting(browser, address) as page:
         upload(page, folder / "shapes.png")
         yield page
 
@@ -55,12 +61,50 @@ def downloaded(page: Page, button: str, path) -> str:
     return download.value.suggested_filename
 
 
+def corners(mask: np.ndarray) -> list[int]:
+    ys, xs = np.nonzero(mask)
+    return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+def large(x: float, y: float) -> tuple[float, float]:
+    """A place of this picture as the helpers take it, which count in those of the large one."""
+    return x * 1600 / SIZE[0], y * 1200 / SIZE[1]
+
+
+def test_a_click_has_the_masks_of_segment_anything_to_choose_from(page, folder):
+    expect(page.locator("#header")).to_contain_text("Segment Anything")
+    predictor = SamPredictor(confident_sam())
+    with Image.open(folder / "shapes.png") as image:
+        predictor.set_image(np.array(image.convert("RGB")))
+
+    click(page, *large(110, 110))
+    settled(page)
+    masks, scores, _ = predictor.predict(np.array([[110, 110]]), np.ones(1))
+    order = np.argsort(-scores, kind="stable")
+    choices = page.locator("#masks input[type=radio]")
+    expect(choices).to_have_count(3)
+    for place, index in enumerate(order):
+        choices.nth(place).check()
+        settled(page)
+        assert is_near(extent(page), corners(masks[index])), place
+
+    use(page, "box")
+    drag(page, large(290, 30), large(410, 150))
+    settled(page)
+    (mask,), _, _ = predictor.predict(box=np.array([290, 30, 410, 150]), multimask_output=False)
+    assert is_near(extent(page), corners(mask))
+    expect(choices).to_have_count(0)
+
+
 def test_everything_is_described_listed_and_saved(page, folder):
+    with Image.open(folder / "shapes.png") as image:
+        found = load_segmenter(f"sam:{folder / 'sam.pth'}").open(image.convert("RGB")).everything()
     opened(page, "Everything")
     page.locator("button#everything").click()
     expect(status(page)).to_contain_text("described in")
     areas = list(map(int, column(page, 4)))
-    assert len(areas) >= 3 and all(column(page, 2))
+    assert sorted(areas) == sorted(int(one.mask.sum()) for one in found) and len(areas) >= 3
+    assert all(column(page, 2))
     page.locator("#everything-table th").nth(3).click()
     assert list(map(int, column(page, 4))) == sorted(areas)
     page.locator("#everything-table th").nth(3).click()

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
 
 def test_a_trial_runs_every_command_once_and_leaves_a_model_and_a_report(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    python = preloaded.python(cold=["scripts.pretrain_tiny_language_model", "scripts.quickstart_report"])
+    python = preloaded.python(cold=["scripts.pretrain_tiny_language_model"])
     command = [python, "-m", "scripts.quickstart", "--trial", "--scenes", "16", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -92,7 +91,7 @@ def test_a_trial_runs_every_command_once_and_leaves_a_model_and_a_report(tmp_pat
 
     ask = next(line for line in again.stdout.splitlines() if "osprey-tp describe" in line)
     arguments = shlex.split(ask[ask.index("describe") :])
-    asked = subprocess.run([sys.executable, "-m", "osprey_tp", *arguments], cwd=ROOT, capture_output=True, text=True)
+    asked = subprocess.run([python, "-m", "osprey_tp", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr
     snippet = again.stdout[again.stdout.index("    from osprey_tp") :].replace("\n    ", "\n").strip()
     shown = subprocess.run([python, "-c", snippet], cwd=ROOT, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """Checkpoints: exact resumption, broken ones, signals, one run at a time, what the finished folder holds."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -226,6 +227,7 @@ def test_a_signal_ends_a_run_after_its_step(number, code, arguments, whole, tmp_
     before = signal.getsignal(number)
     with before_step(3, lambda: os.kill(os.getpid(), number)):
         assert train.main([*arguments, "workers=1", f"output={tmp_path}/out"]) == code
+    assert not multiprocessing.active_children()  # the process that loads data is gone, too
     assert signal.getsignal(number) is before
     checkpoint = tmp_path / "out.unfinished" / "checkpoint-3"
     said = capsys.readouterr().out.splitlines()[-1]

@@ -33,6 +33,7 @@ class ResumableTrainer(SkippingTrainer):
         super().__init__(*args, **kwargs)
         self.signals = SignalWatch()
         self._is_writing = False
+        self._loading: LatestIterator | None = None
         self.add_callback(StepEnd(self))
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -46,7 +47,11 @@ class ResumableTrainer(SkippingTrainer):
             clear_away(Path(str(self.args.output_dir)))
         self.resume_skips(resume_from_checkpoint)
         with self.signals, telling_of_ended_workers(self.args.dataloader_num_workers):
-            result = super().train(resume_from_checkpoint, **kwargs)
+            try:
+                result = super().train(resume_from_checkpoint, **kwargs)
+            finally:
+                if self._loading is not None:
+                    self._loading.end()
         if self.signals.received:
             raise EndedBySignal(self.signals.received, self.state.global_step)
         return result
@@ -57,6 +62,7 @@ class ResumableTrainer(SkippingTrainer):
         base = getattr(loader, "base_dataloader", loader)
         base.generator = torch.Generator().manual_seed(self.args.seed)
         base.worker_init_fn = partial(_begin_loading, base.worker_init_fn)
+        self._loading = LatestIterator(base)
         return loader
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,6 +142,31 @@ class StepEnd(TrainerCallback):
         if received:
             watch.received = received
             control.should_save = control.should_training_stop = True
+
+
+class LatestIterator:
+    """The iterator that a loader has made last, to be ended where a run leaves an epoch before its end.
+
+    Left to the search for garbage, an iterator loses its queues before it can tell its processes to end, and waits five
+    seconds for each of them: too long for a run that a scheduler wants to be gone.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._iterator: Any = None
+        make = loader._get_iterator
+
+        def make_and_keep() -> Any:
+            self._iterator = make()
+            return self._iterator
+
+        loader._get_iterator = make_and_keep  # type: ignore[method-assign]
+
+    def end(self) -> None:
+        """End its processes."""
+        shut_down = getattr(self._iterator, "_shutdown_workers", None)  # there are none in a loader without processes
+        self._iterator = None
+        if shut_down is not None:
+            shut_down()
 
 
 def _sums_file(checkpoint: str) -> Path:
