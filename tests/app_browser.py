@@ -5,7 +5,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from . import preloaded
 
 BROWSER_ARGUMENTS = [
     "--no-sandbox",
@@ -43,7 +44,7 @@ def serving(folder: Path, *options: object) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app", "--model", folder / "model", "--port", str(port), "--device", "cpu"]
+    command = [preloaded.python(), "-m", "app", "--model", folder / "model", "--port", str(port), "--device", "cpu"]
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(
             [*command, *map(str, options)],

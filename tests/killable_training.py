@@ -152,7 +152,7 @@ class WarmTraining:
 
     def __enter__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.killable_training", *self.modules],
+            [preloaded.python(), "-m", "tests.killable_training", *self.modules],
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.PIPE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -280,7 +279,7 @@ def run(python: str, *command: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_answer_as_one(folders: Path, alone: list[list[str]], tmp_path: Path) -> None:
     launcher = ("torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "eval")
-    done = run(sys.executable, *launcher, *arguments(folders, tmp_path))
+    done = run(preloaded.python(), *launcher, *arguments(folders, tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert lines(tmp_path) == alone
     assert not list(tmp_path.glob("*rank*"))
