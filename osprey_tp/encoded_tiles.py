@@ -11,6 +11,7 @@ A `TileBudget` says how many tiles a picture is cut into, and which of them a qu
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,11 @@ from osprey_tp.loading_options import TILES_SHOWN
 from osprey_tp.modeling import OspreyTPForConditionalGeneration, OspreyTPModel
 from osprey_tp.processing import OspreyTPProcessor
 from osprey_tp.tiling import TilePlan, Tiling
+
+MOST_ACTIVATION_BYTES = 8 << 20
+"""Of the widest activations that a processor computes at a time: larger ones are given back to the system and taken
+from it anew in every layer, which made the medium tower of the benchmarks take half as long again. One tile is always.
+"""
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class EncodedTiles:
 def read_tiles(
     model: OspreyTPForConditionalGeneration, pictures: Sequence[EncodedTiles], tiles: Sequence[Sequence[int]]
 ) -> None:
-    """Let tower and projector read, in one batch, those of each picture's `tiles` that have not been read."""
+    """Let tower and projector read together those of each picture's `tiles` that have not been read."""
     unread = [
         [tile for tile in wanted if tile not in picture._places]
         for picture, wanted in zip(pictures, tiles, strict=True)
@@ -164,7 +170,10 @@ def read_tiles(
     if not pixels:
         return
     batch = pixels[0] if len(pixels) == 1 else torch.cat(pixels)
-    cells = without_unread_layers(model.model).encode_tiles(batch.to(model.device))
+    tower = without_unread_layers(model.model)
+    parts = batch.split(_tiles_at_a_time(model, len(batch)))
+    encoded = [tower.encode_tiles(part.to(model.device)) for part in parts]
+    cells = encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)
     tokens, first = model.model.projector(cells), 0
     for picture, own in zip(pictures, unread, strict=True):
         of_picture = slice(first, first + len(own))
@@ -173,6 +182,17 @@ def read_tiles(
         elif own:
             picture._keep(own, cells[:, of_picture].clone(), tokens[of_picture].clone())
         first += len(own)
+
+
+def _tiles_at_a_time(model: OspreyTPForConditionalGeneration, tiles: int) -> int:
+    """All on a GPU; on a processor as many as `MOST_ACTIVATION_BYTES` allow, in parts of like size."""
+    if model.device.type != "cpu":
+        return tiles
+    config = model.config.vision_config
+    width = getattr(config, "intermediate_size", config.hidden_size)
+    of_tile = model.config.tiling.cells_per_tile * width * model.dtype.itemsize
+    parts = math.ceil(tiles / max(1, MOST_ACTIVATION_BYTES // of_tile))
+    return math.ceil(tiles / parts)
 
 
 def open_tiles(

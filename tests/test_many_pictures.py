@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from osprey_tp import shared_prefix
 from osprey_tp.encoded_picture import end_ids
 from osprey_tp.encoded_tiles import without_unread_layers
+from osprey_tp.modeling import OspreyTPModel
 from osprey_tp.sessions import RegionQuestion
 from osprey_tp.shared_attention import KeyGroup, SharedKeys, attend_with_shared_keys, attention_part, plain_attention
 from osprey_tp.shared_prefix import continue_greedily
@@ -78,6 +79,26 @@ def test_pictures_opened_together_are_those_opened_alone():
         alone = describer.open(image)
         torch.testing.assert_close(together.picture.features([])[0], alone.picture.features([])[0])
         assert (together.height, together.width) == (image.height, image.width)
+
+
+def test_tiles_are_read_in_parts_where_their_activations_are_large(monkeypatch):
+    describer = tiny_describer(seed=2)
+    image = random_scene(1)[0]
+    together = describer.open(image).picture
+    sizes, encode = [], OspreyTPModel.encode_tiles
+    monkeypatch.setattr(
+        OspreyTPModel, "encode_tiles", lambda model, pixels: sizes.append(len(pixels)) or encode(model, pixels)
+    )
+    vision, tiling = describer.model.config.vision_config, describer.model.config.tiling
+    of_tile = 4 * tiling.cells_per_tile * vision.intermediate_size
+    count = together.plan.num_tiles
+    assert count > 2
+    for most_bytes, expected in ((1, [1] * count), ((count - 1) * of_tile, [-(-count // 2), count // 2])):
+        monkeypatch.setattr("osprey_tp.encoded_tiles.MOST_ACTIVATION_BYTES", most_bytes)
+        sizes.clear()
+        in_parts = describer.open(image).picture
+        assert sizes == expected
+        torch.testing.assert_close(in_parts.features([])[0], together.features([])[0])
 
 
 @pytest.mark.parametrize("language", ["llama", "qwen3"])
