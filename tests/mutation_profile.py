@@ -1,4 +1,4 @@
-"""How hypothesis behaves while code is mutated (`-p tests.mutation_profile`): few, fixed examples, all in one process."""
+"""How hypothesis behaves while code is mutated (`-p tests.mutation_profile`): few and fixed examples."""
 
 from hypothesis import HealthCheck, settings
 
