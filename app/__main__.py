@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from app.memory import share_one_heap
 from osprey_tp.loading_options import add_loading_options, loading_options
 
 USERS_VARIABLE, KEY_VARIABLE = "OSPREY_TP_AUTH", "OSPREY_TP_API_KEY"
@@ -103,6 +104,7 @@ def run(options: argparse.Namespace) -> None:
     api_key = options.api_key or os.environ.get(KEY_VARIABLE) or None
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
+    share_one_heap()
     with own_upload_folder():
         load_and_serve(options, users, api_key)
 

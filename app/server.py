@@ -8,7 +8,6 @@ Gradio's own server ── /                       the page
 ```
 """
 
-import ctypes
 import secrets
 import signal
 import threading
@@ -26,6 +25,7 @@ from starlette.requests import ClientDisconnect
 from app.api import add_api
 from app.chat_completions import chat_router
 from app.interface import STYLE, THEME
+from app.memory import return_free_memory
 from app.service import Service
 
 EVICTION_SECONDS = 60.0  # between two looks for pictures that nobody asks for
@@ -142,15 +142,6 @@ def serve(blocks: gr.Blocks, service: Service) -> None:
         return_free_memory()
     service.line.close()
     blocks.close(verbose=False)
-
-
-def return_free_memory() -> None:
-    """Gives what is free back to the system where the C library can: answers to many users at once leave free pieces
-    between those in use, which add up.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
 
 
 def chat_routes(service: Service, access: Access) -> list[Any]:
