@@ -49,7 +49,8 @@ def served(folder):
         json=request_body(served, [message("Go on.", url=url)], stream=True, max_tokens=2000),
         timeout=60,
     ) as stream:
-        assert next(stream.iter_lines())
+        lines = stream.iter_lines()  # held: dropped, it would close the connection
+        assert next(lines)
         assert served.stop() == 0, served.log
     assert served.said.endswith("app: stopped\n") and "Traceback" not in served.log, served.log
 

@@ -145,7 +145,8 @@ def test_a_client_that_goes_away_while_an_answer_is_streamed_ends_it(running):
     running.model.pieces = ("word " for _ in iter(int, 1))  # without end
     running.model.gate.set()
     with httpx.stream("POST", running.chat, json=body(stream=True)) as stream:
-        assert stream.status_code == 200 and any("word" in line for line in stream.iter_lines())
+        lines = stream.iter_lines()  # held: dropped, it would close the connection
+        assert stream.status_code == 200 and any("word" in line for line in lines)
         assert running.service.line.busy
     assert running.model.ended.wait(PATIENCE)
     running.at_rest()
