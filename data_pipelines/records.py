@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from osprey_tp.outside import confined_path, one_line, parse_json, read_json
+from osprey_tp.outside import confined_path, first_line, one_line, parse_json, read_json
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ class RecordFolder:
         try:
             return concatenate_datasets([_open_shard(self.path / shard["name"]) for shard in self.manifest["shards"]])
         except Exception as error:
-            raise ValueError(f"{self.path}: a shard cannot be read ({_first_line(error)}); prepare it again") from error
+            raise ValueError(f"{self.path}: a shard cannot be read ({first_line(error)}); prepare it again") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_table"}
@@ -288,7 +288,7 @@ class RecordFolder:
             return record_from_row(self._table[index % len(self)])
         except Exception as error:
             raise ValueError(
-                f"{self.path}: record {index % len(self)} cannot be read ({_first_line(error)}); a shard is damaged: "
+                f"{self.path}: record {index % len(self)} cannot be read ({first_line(error)}); a shard is damaged: "
                 "copy the folder again, or prepare it again"
             ) from error
 
@@ -315,7 +315,7 @@ class RecordFolder:
         try:
             column.validate(full=True)
         except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{self.path}: a shard is damaged ({_first_line(error)}); prepare it again") from error
+            raise ValueError(f"{self.path}: a shard is damaged ({first_line(error)}); prepare it again") from error
         return [name for name in pyarrow.compute.unique(column).to_pylist() if name]
 
     def image_path(self, record: RegionRecord) -> Path:
@@ -344,7 +344,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "`python -m data_pipelines prepare`"
         ) from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path / MANIFEST_NAME} cannot be read: {_first_line(error)}") from None
+        raise ValueError(f"{path / MANIFEST_NAME} cannot be read: {first_line(error)}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FOLDER_FORMAT:
         raise ValueError(f"{path / MANIFEST_NAME} is not a manifest of the format {FOLDER_FORMAT!r}")
     try:
@@ -370,7 +370,3 @@ def _open_shard(path: Path) -> Dataset:
         raise ValueError(f"the columns of {path.name} are not those of records")
     shard.data.validate()
     return shard
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

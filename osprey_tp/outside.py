@@ -27,6 +27,11 @@ def one_line(text: object, longest: int = LONGEST_SHOWN) -> str:
     return words if len(words) <= longest else f"{words[:longest]} …"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its kind if it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def parse_json(content: str | bytes, name: str) -> Any:
     """The value of a JSON text.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from data_pipelines.sources.signatures import json_lines_of, looks_like
+from osprey_tp.outside import first_line
 
 _PIECE = 1 << 20
 _LONGEST_ELEMENT = 1 << 26
@@ -79,7 +80,7 @@ def stream_json_lines(path: Path) -> Iterator[Any]:
 
 def _reason(error: Exception, found: str | None) -> str:
     """What is wrong with a file, after what it was found to be where that is something else."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return reason if found is None else f"this looks like {found} ({reason})"
 
 

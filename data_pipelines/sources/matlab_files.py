@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.sources.reader import Unusable
+from osprey_tp.outside import first_line
 
 LARGEST_FILE = 1 << 26
 LARGEST_CONTENT = 1 << 29
@@ -50,7 +51,7 @@ def load_matlab(path: Path) -> dict[str, Value]:
             raise Unusable(_REASON, "it is not of version 5")
         return _Reader(order).variables(memoryview(data)[_HEADER:])
     except (OSError, ValueError, struct.error, zlib.error, MemoryError) as error:
-        raise Unusable(_REASON, (str(error) or type(error).__name__).splitlines()[0]) from None
+        raise Unusable(_REASON, first_line(error)) from None
 
 
 class _Reader:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from osprey_tp.outside import first_line
+
 LARGEST_FILE = 1 << 29
 """Bytes."""
 
@@ -54,7 +56,7 @@ def load_plain_pickle(path: Path) -> Any:
             "are read; nothing of it was executed"
         ) from None
     except _MALFORMED as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        reason = first_line(error)[:120]
         raise ValueError(f"annotation file {path} is not a whole pickle: {reason}") from None
 
 

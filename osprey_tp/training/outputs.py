@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from osprey_tp.files import LOCK_FILE, held, name_folder, write_json, write_text
+from osprey_tp.outside import first_line
 from osprey_tp.training.arguments import RunSettings
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def telling_what_cannot_be_written(folder: Path) -> Iterator[None]:
     except ValueError:
         raise
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise OSError(
             f"the model cannot be written to {folder}: {reason}; its last checkpoint is kept: mend this and give the "
             "same command again"

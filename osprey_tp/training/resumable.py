@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from osprey_tp.files import write_json
+from osprey_tp.outside import first_line
 from osprey_tp.training import ranks
 from osprey_tp.training.checkpoints import clear_away, complete, keep_newest, writing_folder
 from osprey_tp.training.interruption import EndedBySignal, SignalWatch, leave_signals_to_the_run
@@ -91,7 +92,7 @@ class ResumableTrainer(SkippingTrainer):
             super()._save_checkpoint(model, trial)
             complete(work, self.state.global_step, ranks.rank(), ranks.gather)
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise OSError(
                 f"checkpoint-{self.state.global_step} cannot be written to {work}: {reason}; the ones before it are "
                 "kept: mend this and give the same command again"
