@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from osprey_tp import OspreyTPForConditionalGeneration, OspreyTPProcessor
+from osprey_tp.region_encoder import pool
 from osprey_tp.tiling import TilePlan
 from scripts import convert
 
 from . import published_checkpoints as published
-from .golden_recipe import GOLDEN, golden_canvas_masks, load_json, normal
+from .golden_recipe import GOLDEN, golden_canvas_masks, load_json, normal, param
 from .mask_coverage import published_coverage, published_shape
 from .test_processing import as_messages, published_view
 
@@ -40,6 +43,8 @@ LANGUAGE = {"hidden_size": HIDDEN, "intermediate_size": 16, "num_hidden_layers":
 LANGUAGE |= {"num_key_value_heads": 4}
 OWN = {"osprey_tp": {"feature_layers": [0, 1, 2, 3]}}
 STF_TOWER = {"width": 64, "layers": 24, "intermediate": 16, "image": 192, "patch": 8}
+WIDE_STF_TOWER = TOWER | {"layers": 7}
+SHALLOW_STF = {"feature_layers": [7, 6, 5, 4, 3, 2, 1, 0]}
 
 
 def load(folder: Path) -> OspreyTPForConditionalGeneration:
@@ -129,22 +134,71 @@ def test_cases_d_and_e_through_a_whole_checkpoint(with_osprey: OspreyTPForCondit
         np.testing.assert_allclose(tokens[:, :64].numpy(), OUTPUTS["e"][f"img{image}_pos"], atol=2e-5, rtol=0)
 
 
-def test_case_h_through_a_whole_checkpoint(tmp_path: Path) -> None:
-    sizes = LANGUAGE | {"hidden_size": 128}
-    shapes = published.shapes_of("stf", regions=False, tower=STF_TOWER, **sizes)
-    published_names = CASES["h"]["cases"]["small"]["state_dict"]
+@torch.no_grad()
+def test_case_e_pools_levels_of_any_grid(with_osprey: OspreyTPForConditionalGeneration) -> None:
+    """The levels of Osprey's own convolutional tower: grids and widths that differ, under masks that do not fit them.
+
+    Its one projection a level is Osprey's alone; the projection after them is that of the converted checkpoint.
+    """
+    encoder, shapes = with_osprey.model.region_encoder, CASES["e"]["state_dict"]
+    features = {"res2": (2, 192, 128, 128), "res3": (2, 384, 64, 64), "res4": (2, 768, 32, 32)}
+    features["res5"] = (2, 1536, 16, 16)
+    for image, (height, width) in enumerate(CASES["e"]["mask_sizes_hw"]):
+        masks = torch.from_numpy(np.stack(golden_canvas_masks(height, width))).float()
+        projected = torch.zeros(len(masks), 1024)
+        for name, shape in features.items():
+            level = torch.from_numpy(normal(f"e.feat.{name}", shape))[image].flatten(1).T
+            covered = functional.interpolate(masks[:, None], shape[2:], mode="bilinear").flatten(1) > 0
+            pooled = pool(level[None], covered, torch.zeros(len(masks), dtype=torch.long))[0]
+            np.testing.assert_allclose(
+                pooled[:, :32].numpy(), OUTPUTS["e"][f"img{image}_pooled_{name}"], atol=2e-5, rtol=0
+            )
+            zero = [CASES["e"]["mask_names"][index] for index in (pooled == 0).all(dim=1).nonzero().flatten()]
+            assert zero == CASES["e"]["images"][image]["all_zero_pooled_by_level"][name]
+            weight, bias = (f"mask_extractor.{name}.{part}" for part in ("weight", "bias"))
+            projected += pooled @ torch.from_numpy(param(weight, tuple(shapes[weight]))).T
+            projected += torch.from_numpy(param(bias, tuple(shapes[bias])))
+        queries = encoder.output(projected)
+        np.testing.assert_allclose(queries[:, :64].numpy(), OUTPUTS["e"][f"img{image}_query"], atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("case", "tower", "language", "own", "tolerance"),
+    [
+        ("small", STF_TOWER, {"hidden_size": 128}, {}, 2e-5),
+        ("published", WIDE_STF_TOWER, {"hidden_size": 4096, "head_dim": 4}, {"osprey_tp": SHALLOW_STF}, 1e-3),
+    ],
+)
+def test_case_h_through_a_whole_checkpoint(
+    tmp_path: Path,
+    case: str,
+    tower: dict[str, int],
+    language: dict[str, int],
+    own: dict[str, Any],
+    tolerance: float,
+) -> None:
+    sizes = LANGUAGE | language
+    shapes = published.shapes_of("stf", regions=False, tower=tower, **sizes)
+    published_names = CASES["h"]["cases"][case]["state_dict"]
     assert {name: list(shape) for name, shape in shapes.items() if "mm_projector" in name} == published_names
     published.write_weights(tmp_path / "published", published.weights_of(shapes), ".safetensors", shards=2)
     published.write_tokenizer(tmp_path / "published")
-    config = published.published_config("stf", **sizes) | {"model_type": "llava_llama"}
+    config = published.published_config("stf", tower["width"], **sizes, **own) | {"model_type": "llava_llama"}
     (tmp_path / "published" / "config.json").write_text(json.dumps(config))
     model = load(converted(tmp_path))
-    layers = list(CASES["h"]["level_order"])
-    assert model.config.feature_layers == layers
-    features = [torch.from_numpy(normal(f"h.small.feat.level{level}", (2, 576, 64))) for level in layers]
-    with torch.no_grad():
-        output = model.model.projector(torch.stack(features))
-    np.testing.assert_allclose(output[:, ::7, :64].numpy(), OUTPUTS["h"]["small_out"], atol=2e-5, rtol=0)
+    names = list(CASES["h"]["level_order"])
+    assert model.config.feature_layers == own.get("osprey_tp", {"feature_layers": names})["feature_layers"]
+    expected = CASES["h"]["cases"][case]
+    features = [
+        torch.from_numpy(normal(f"h.{case}.feat.level{level}", (expected["batch"], 576, tower["width"])))
+        for level in names
+    ]
+    output = model.model.projector(torch.stack(features))
+    assert list(output.shape) == expected["out_shape"]
+    np.testing.assert_allclose(output[:, ::7, :64].numpy(), OUTPUTS["h"][f"{case}_out"], atol=tolerance, rtol=0)
+    mean, deviation = expected["out_stats"][:2]
+    np.testing.assert_allclose([output.mean(), output.std(correction=0)], [mean, deviation], atol=1e-4)
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model"])
