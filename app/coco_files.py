@@ -18,7 +18,8 @@ from typing import Any
 from app.found import Found
 from app.state import Shape
 from osprey_tp.masks import to_mask
-from osprey_tp.outside import parse_json
+from osprey_tp.outside import one_line, parse_json
+from osprey_tp.run_lengths import finite_numbers
 
 MOST_REGIONS = 512
 LONGEST_TEXT = 2000  # characters of a caption
@@ -139,8 +140,9 @@ def _image(data: Mapping[str, Any], picture: str, height: int, width: int) -> Ma
         )
     size = chosen[0].get("width"), chosen[0].get("height")
     if None not in size and size != (width, height):
+        of_file = one_line(f"{size[0]}x{size[1]}", longest=40)
         raise ValueError(
-            f"the file's masks are for a picture of {size[0]}x{size[1]} pixels, this one has {width}x{height}; open "
+            f"the file's masks are for a picture of {of_file} pixels, this one has {width}x{height}; open "
             "the picture that they were made on, or make them again on this one"
         )
     return chosen[0]
@@ -191,10 +193,12 @@ def _corner_box(box: Any, name: str) -> dict[str, list[float]] | None:
         return None
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
         raise ValueError(f'{name}: its "bbox" is not 4 numbers x, y, width, height')
-    x, y, across, down = box
+    x, y, across, down = finite_numbers(box, f'{name}: its "bbox"').tolist()
     return {"box": [x, y, x + across, y + down]}
 
 
 def _text(value: Any) -> str:
-    """On one line, of bounded length; "" for what is no text or number."""
-    return " ".join(str(value).split())[:LONGEST_TEXT] if isinstance(value, str | int) else ""
+    """On one line, of bounded length, in characters that UTF-8 has; "" for what is no text or number."""
+    if not isinstance(value, str | int):
+        return ""
+    return " ".join(str(value).encode("utf-8", "replace").decode("utf-8").split())[:LONGEST_TEXT]

@@ -14,6 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from osprey_tp.images import MAX_PIXELS, check_pixels
+from osprey_tp.outside import one_line
 
 _LONGEST_COUNT = 7
 
@@ -102,7 +103,7 @@ def checked_runs(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
     check_pixels(height, width, MAX_PIXELS, "the picture")
     size = finite_numbers(rle.get("size", ()), 'the "size" of the run-length encoding').tolist()
     if size != [height, width]:
-        shown = " x ".join(f"{side:g}" for side in size) or "an unknown number of"
+        shown = one_line(" x ".join(f"{side:g}" for side in size) or "an unknown number of")
         raise ValueError(f"the mask has {shown} pixels, the picture {height} x {width} (height x width)")
     counts = rle["counts"]
     runs = _decode_counts(counts) if isinstance(counts, (str, bytes)) else _listed_counts(counts)

@@ -199,12 +199,22 @@ def test_of_several_pictures_the_one_of_that_name_or_size_is_meant():
         (coco({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "~~~"}}), "annotation 1: malformed run-length"),
         (coco({"segmentation": {"mask": "/etc/passwd"}}), "annotation 1: its \"segmentation\" has no \"counts\""),
         (coco({"bbox": [1, 2, "3", 4]}), 'annotation 1: its "bbox" is not 4 numbers'),
+        (coco({"bbox": [1, 2, 3.5, 10**999]}), 'annotation 1: its "bbox" must be a flat list of numbers'),
+        (coco({}, images=({"id": 7, "height": 9, "width": "9\n" * 999},)), "masks are for a picture of 9 9 9"),
     ],
 )  # fmt: skip
 def test_an_unusable_file_is_refused_in_one_line_that_names_the_annotation(content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_coco(content, "a.jpg", HEIGHT, WIDTH)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+def test_half_a_character_in_a_name_or_a_caption_is_replaced():
+    entry = {"segmentation": [[1, 1, 9, 1, 9, 9]], "category_id": 3, "caption": "a valve \ud83d"}
+    content = coco(entry, categories=[{"id": 3, "name": "val\udc00ve"}])
+    (region,) = read_coco(content, "a.jpg", HEIGHT, WIDTH)
+    assert (region.category, region.caption) == ("val?ve", "a valve ?")
+    assert read_coco(write_coco([region], "a.jpg", HEIGHT, WIDTH).encode("utf-8"), "a.jpg", HEIGHT, WIDTH) == [region]
 
 
 def test_a_written_file_is_read_by_pycocotools_by_the_data_pipelines_and_by_the_app(tmp_path):

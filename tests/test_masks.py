@@ -321,6 +321,7 @@ BAD_REGIONS = {
     "NaN runs": (_rle([float("nan"), 20]), "holds NaN or an infinite number"),
     "astronomic run": (_rle([10**400, 10]), "must be a flat list of numbers"),
     "astronomic polygon": ([[0, 0, 10**400, 0, 3, 3]], "polygon 0 must be a flat list of numbers"),
+    "runs of many sizes": (_rle([10, 10], size=[5e-324] * 999), r"the mask has 4.94066e-324 x .{250,300} … pixels"),
     "runs of another size": (_rle([10, 10], size=(5, 4)), r"the mask has 5 x 4 pixels, the picture 4 x 5"),
     "no size": ({"counts": [10, 10]}, "an unknown number of pixels"),
     "no runs": (_rle([]), "add up to 0 pixels"),
