@@ -17,6 +17,7 @@ from typing import Any, Literal
 from data_pipelines.prompts import PromptForm, PromptStyle, prompt_form
 from data_pipelines.prompts.form import REGION_LIST
 from data_pipelines.records import REGION_REFERENCE, RegionRecord
+from osprey_tp.outside import of_record
 from osprey_tp.prompts import REGION_TOKEN, region_introduction, region_name
 
 Conversation = list[dict[str, Any]]
@@ -121,12 +122,12 @@ def _asked(question: str) -> Asked:
 
 def _require_sense(exchanges: Sequence[Exchange], record: RegionRecord) -> None:
     if not exchanges:
-        raise ValueError(f"nothing to ask: neither regions nor turns (record {record.id})")
+        raise ValueError(f"nothing to ask: neither regions nor turns {of_record(record.id)}")
     for number in (number for exchange in exchanges for number in exchange.all_regions):
         if not 1 <= number <= len(record.regions):
-            raise ValueError(f"<region{number}>, {len(record.regions)} regions (record {record.id})")
+            raise ValueError(f"<region{number}>, {len(record.regions)} regions {of_record(record.id)}")
     if not record.has_image and any(exchange.asked == "picture" for exchange in exchanges):
-        raise ValueError(f"an empty question asks about the picture, and there is none (record {record.id})")
+        raise ValueError(f"an empty question asks about the picture, and there is none {of_record(record.id)}")
 
 
 def _chosen(

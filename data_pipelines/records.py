@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from osprey_tp.outside import confined_path, first_line, one_line, parse_json, read_json
+from osprey_tp.outside import confined_path, first_line, is_unicode, of_record, one_line, parse_json, read_json
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _text_problems(record: RegionRecord) -> list[Problem]:
     problems = []
     spoken = (*(turn.text for turn in record.turns), *(region.name for region in record.regions))
     for text in (record.id, record.image, *spoken):
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_unicode(text):
             problems.append(Problem("text that is not Unicode", repr(text[:80])))
     for text in spoken:
         found = [mark for mark in (IMAGE_TOKEN, REGION_TOKEN) if mark in text]
@@ -327,7 +327,7 @@ class RecordFolder:
         try:
             return confined_path(self.image_root, record.image)
         except ValueError as error:
-            raise ValueError(f"{error} (record {record.id})") from None
+            raise ValueError(f"{error} {of_record(record.id)}") from None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

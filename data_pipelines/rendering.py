@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data_pipelines.checks import region_numbers
 from data_pipelines.lengths import TokenCounts, Wording, counts_of, render
 from data_pipelines.records import RegionRecord
+from osprey_tp.outside import of_record
 from osprey_tp.prompts import REGION_TOKEN
 from osprey_tp.tiling import TilePlan
 
@@ -96,7 +97,7 @@ def prompt_of(record: RegionRecord, processor: OspreyTPProcessor, wording: Wordi
     try:
         batch = render(conversation, processor)
     except ValueError as error:
-        raise ValueError(f"{error} (record {record.id})") from error
+        raise ValueError(f"{error} {of_record(record.id)}") from error
     tokens = batch["input_ids"][0].tolist()
     learned = (batch["labels"][0] >= 0).tolist() if "labels" in batch else [False] * len(tokens)
     pieces = tuple(_pieces(tokens, learned, processor, iter(region_numbers(record, conversation))))

@@ -22,6 +22,7 @@ from osprey_tp.drawing import REGION_COLOURS, draw_regions
 from osprey_tp.files import write_text
 from osprey_tp.images import load_image
 from osprey_tp.masks import to_mask
+from osprey_tp.outside import of_record
 
 if TYPE_CHECKING:
     from osprey_tp.processing import OspreyTPProcessor
@@ -129,7 +130,7 @@ def _sample(
             masks = [to_mask(region.segmentation, record.height, record.width) for region in record.regions]
             picture = _embedded(_drawn(image, masks))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{error} (record {record.id}); see `validate`") from error
+        raise ValueError(f"{error} {of_record(record.id)}; see `validate`") from error
     named = len(masks) <= MOST_NAMED
     return Sample(
         record=record,

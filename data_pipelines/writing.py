@@ -27,6 +27,7 @@ from data_pipelines.records import (
 )
 from data_pipelines.tally import Tally, count
 from osprey_tp.files import folder_aside, name_folder, sha256_of
+from osprey_tp.outside import of_record
 
 if TYPE_CHECKING:
     from datasets.arrow_writer import ArrowWriter
@@ -36,7 +37,7 @@ class BrokenRecord(ValueError):
     """A record that would break training; `problem` is the first thing that is wrong with it."""
 
     def __init__(self, record: RegionRecord, problem: Problem) -> None:
-        super().__init__(f"{problem.reason}: {problem.detail} (record {record.id})")
+        super().__init__(f"{problem.reason}: {problem.detail} {of_record(record.id)}")
         self.problem = problem
 
     def rejection(self, record: RegionRecord) -> Rejection:

@@ -20,6 +20,7 @@ import torch
 from transformers import AutoProcessor
 
 from osprey_tp.answer_tree import answer_tree
+from osprey_tp.compiled_tower import compile_tower
 from osprey_tp.encoded_picture import MOST_PREFIXES, EncodedPicture, PicturePrompt, end_ids, is_plainly_greedy
 from osprey_tp.encoded_tiles import TileBudget, open_tiles
 from osprey_tp.images import load_image
@@ -78,13 +79,14 @@ class RegionDescriber:
             folder: Holds config.json, safetensors weights and the processor.
             device: By default a GPU if there is one.
             dtype: By default the dtype of the weights.
-            choices: The other fields of `LoadingOptions`: `quantization`, `device_map`, `max_tiles`, `tiles`.
+            choices: The other fields of `LoadingOptions`: `quantization`, `device_map`, `max_tiles`, `tiles`,
+                `compile`.
 
         Raises:
             FileNotFoundError: if the folder or a part of it is missing.
             ValueError: if it holds adapters that have not been merged, lacks weights, or the choices contradict each
                 other.
-            ImportError: if a choice needs a package that is missing.
+            ImportError: if a choice needs a package, or `compile` a compiler, that is missing.
         """
         loading = LoadingOptions(device, dtype, **choices)
         budget = TileBudget(loading.max_tiles, loading.tiles)
@@ -105,7 +107,10 @@ class RegionDescriber:
             model = load_model(folder, **arguments, **OWN_FILES_ALONE)
         if "device_map" not in arguments:
             model.to(device=loading.place)  # type: ignore[call-arg]
-        return cls(model, processor, budget)
+        describer = cls(model, processor, budget)
+        if loading.compile:
+            compile_tower(model)
+        return describer
 
     def open(
         self, image: Any, overview: str = OVERVIEW, *, max_tiles: int | None = None, tiles: str | None = None

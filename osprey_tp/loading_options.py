@@ -29,7 +29,7 @@ _KEPT = ("model.vision_tower", "model.projector", "model.region_encoder", "lm_he
 
 @dataclass(frozen=True)
 class LoadingOptions:
-    """How a model is loaded; all but the first four may be lowered again for a picture.
+    """How a model is loaded; `max_tiles` and `tiles` may be lowered again for a picture.
 
     Attributes:
         device: By default a GPU if there is one, for `int8-dynamic` the CPU.
@@ -37,6 +37,7 @@ class LoadingOptions:
         quantization: A key of `QUANTIZATIONS`; None for none.
         device_map: As of transformers (`auto` spreads the model over what there is), in place of `device`.
         max_tiles, tiles: As of `osprey_tp.encoded_tiles.TileBudget`.
+        compile: Whether the vision tower is compiled, which makes loading slow and pictures fast.
     """
 
     device: str | torch.device | None = None
@@ -45,10 +46,11 @@ class LoadingOptions:
     device_map: str | dict[str, Any] | None = None
     max_tiles: int | None = None
     tiles: str = "all"
+    compile: bool = False
 
     @property
     def that_change_answers(self) -> dict[str, Any]:
-        """Those that are not as by default, without the ones that only say where a model runs."""
+        """Those that are not as by default, without the ones that only say where and how fast a model runs."""
         names = ("dtype", "quantization", "max_tiles", "tiles")
         return {name: str(getattr(self, name)) for name in names if getattr(self, name) != getattr(type(self), name)}
 
@@ -134,6 +136,9 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         choices=TILES_SHOWN,
         default="all",
         help="near-regions: read only tiles that asked regions touch, and the thumbnail (default: %(default)s)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile the vision tower: half a minute at the start, faster pictures"
     )
 
 

@@ -27,9 +27,29 @@ def one_line(text: object, longest: int = LONGEST_SHOWN) -> str:
     return words if len(words) <= longest else f"{words[:longest]} …"
 
 
+def of_record(record_id: object) -> str:
+    """Which record an error is about, at its end: an id is somebody else's text, too."""
+    return f"(record {one_line(record_id)})"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its kind if it says nothing."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: JSON and pickles can hold halves of surrogate pairs, which cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_unicode(text: str, name: str) -> None:
+    """Raise ValueError, naming it, for a text that is not Unicode."""
+    if not is_unicode(text):
+        raise ValueError(f"{name} is not Unicode: it holds half a character, such as one of an emoji that was cut")
 
 
 def parse_json(content: str | bytes, name: str) -> Any:

@@ -32,6 +32,7 @@ from transformers.processing_utils import MultiModalData
 
 from osprey_tp.configuration import CHOICES, OspreyTPConfig
 from osprey_tp.image_processing import OspreyTPImageProcessor
+from osprey_tp.outside import require_unicode
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 from osprey_tp.tiling import TilePlan, Tiling
 
@@ -229,6 +230,8 @@ class OspreyTPProcessor(ProcessorMixin):
 
     def _tokenise(self, prompts: list[str], return_tensors: str | None, options: dict[str, Any]) -> dict[str, Any]:
         """What the tokenizer gives; tensors by way of arrays, since of lists it looks at every number in Python."""
+        for index, prompt in enumerate(prompts):
+            require_unicode(prompt, f"prompt {index}")
         encoded = self.tokenizer(prompts, **options)
         if return_tensors is None:
             return dict(encoded)
@@ -341,6 +344,7 @@ class OspreyTPProcessor(ProcessorMixin):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text by itself, without a picture, special ones included."""
+        require_unicode(text, "the text")
         with _ONE_AT_A_TIME:
             return len(self.tokenizer(text)["input_ids"])
 

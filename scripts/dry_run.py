@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from osprey_tp.outside import of_record
+
 if TYPE_CHECKING:
     from data_pipelines.dataset import ConversationDataset
     from osprey_tp.configuration import OspreyTPConfig
@@ -194,7 +196,7 @@ def _shape(
     try:
         counts = sample_length(record, processor, wording)
     except ValueError as error:
-        raise ValueError(f"{error} (record {record.id})") from error
+        raise ValueError(f"{error} {of_record(record.id)}") from error
     tiling = processor.image_processor.tiling
     grid = tiling.choose_grid(record.height, record.width) if record.has_image else None
     return SampleShape(grid, counts.regions // processor.tokens_per_region, counts.total)

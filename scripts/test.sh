@@ -3,7 +3,7 @@
 #
 # From a fresh clone: makes .venv, installs what is needed, and runs the whole suite on two processes.
 # With --lowest: in .venv-lowest, with the lowest versions that pyproject.toml allows.
-# With CI=true a missing Debian package (Chromium, a Java runtime) is a failure.
+# With CI=true a missing Debian package (Chromium, a Java runtime, g++) is a failure.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
@@ -19,6 +19,7 @@ fi
 
 require_debian_package chromium "the tests of the app" chromium chromium-browser google-chrome
 require_debian_package default-jre-headless "METEOR and the tokenizer of the caption metrics" java
+require_debian_package g++ "the test of the compiled vision tower" g++
 prepare_environment
 stay_offline
 export OMP_NUM_THREADS=1

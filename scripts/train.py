@@ -25,6 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from osprey_tp.outside import of_record
 from scripts import dry_run
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def load_held_out(settings: RunSettings, training: ConversationDataset, folder: 
         where, record, _ = samples.record((0, place))
         if record.turns and record.turns[-1].role == "user":
             raise ValueError(
-                f"held_out: {where.path} holds a question without an answer (record {record.id}), which cannot be "
+                f"held_out: {where.path} holds a question without an answer {of_record(record.id)}, which cannot be "
                 "scored; name a folder of records with answers"
             )
     title = f"Held-out samples of stage {settings.stage}: {folder.output.name}"

@@ -271,6 +271,7 @@ def test_hostile_bodies(served, url):
         "no messages": [],
         "masks": [message("<mask> <mask>", [BOX], url)],
         "image text": [message("<image>", url=url)],
+        "half a character": [message("What is \ud83d?", url=url)],
         "audio": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}],
         "long": [message("word " * 10_000, url=url)],
         "too long for the model": [message("x " * 9_000, url=url)],

@@ -17,7 +17,7 @@ from osprey_tp.run_lengths import Runs
 from osprey_tp.tiling import TilePlan, Tiling
 
 from .golden_recipe import golden_canvas_masks, load_json
-from .mask_coverage import area_coverage, published_coverage
+from .mask_coverage import area_coverage, area_shape, published_coverage, published_shape
 
 SLICING = load_json("b_slicing.json")["cases"]
 POOLING = load_json("d_mask_extractor.json")
@@ -185,6 +185,29 @@ class TestCoverage:
     def test_a_mask_of_another_size_is_refused(self, coverage):
         with pytest.raises(ValueError, match=r"the mask has 20 x 10 pixels, the picture 10 x 20"):
             coverage(np.ones((20, 10), dtype=bool), TINY.plan(10, 20))
+
+
+class TestShapes:
+    """A region shrunk to a square, for the spatial token."""
+
+    @given(masks(max_side=20), st.integers(1, 9))
+    @settings(max_examples=40, deadline=None)
+    def test_exact_shares_are_means_of_a_mask_cut_fine(self, mask, side):
+        height, width = mask.shape
+        fine = np.kron(mask, np.ones((side, side))).reshape(side, height, side, width)
+        shape = area_shape(mask, side)
+        np.testing.assert_allclose(shape, fine.mean((1, 3)), atol=1e-6)
+        assert shape.dtype == np.float32
+
+    @given(masks(max_side=40), st.integers(1, 30))
+    @settings(max_examples=40, deadline=None)
+    def test_the_published_form_is_the_bilinear_one_of_torch(self, mask, side):
+        expected = torch.nn.functional.interpolate(
+            torch.from_numpy(mask)[None, None].float(), size=(side, side), mode="bilinear"
+        )
+        shape = published_shape(mask, side)
+        np.testing.assert_allclose(shape, expected[0, 0].numpy(), atol=1e-5)
+        assert shape.dtype == np.float32 and shape.flags.c_contiguous
 
 
 class TestForms:

@@ -152,6 +152,7 @@ def conversation(text: str, regions: list, picture=PICTURE) -> list[dict]:
         ("<mask>", [BOX, BOX, BOX], r"1 <mask> placeholders, 3 regions \(prompt 0\)"),
         ("what is it?", [BOX], r"0 <mask> placeholders, 1 regions \(prompt 0\)"),
         ("<image> again <mask>", [BOX], r"2 <image> placeholders, 1 pictures"),
+        ("what is <mask> \ud83d?", [BOX], "prompt 0 is not Unicode: it holds half a character"),
         ("<mask>", [np.ones((10, 10), bool)], r"10.*10.*60.*90"),
         ("<mask>", [np.zeros((60, 90), bool)], "empty"),
         ("<mask>", [{"box": [5, 5, 5, 20]}], "box"),
@@ -167,6 +168,11 @@ def test_pictures_that_cannot_be_used_are_named(processor, tmp_path):
         processor.prepare([conversation("hello", [], np.full((20, 20, 3), np.nan))])
     with pytest.raises((ValueError, OSError), match=r"missing\.png"):
         processor.prepare([conversation("hello", [], tmp_path / "missing.png")])
+
+
+def test_half_a_character_is_no_text_to_count(processor):
+    with pytest.raises(ValueError, match="the text is not Unicode"):
+        processor.count_tokens("\udc00")
 
 
 def test_labels_need_an_answer(processor):

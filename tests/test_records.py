@@ -160,6 +160,14 @@ def test_image_paths_that_leave_their_root_are_refused(tmp_path, path):
         folder.image_path(record(5, image=path))
 
 
+def test_an_id_of_several_lines_is_told_on_one(tmp_path):
+    write(tmp_path / "folder", [record(0)])
+    folder = RecordFolder.open(tmp_path / "folder")
+    hostile = record(5, image="../a.png", id="first\x1esecond\n" + "9" * 999)
+    with pytest.raises(ValueError, match=r"\(record first second 9{287} …\)$"):
+        folder.image_path(hostile)
+
+
 def test_symbolic_links_that_leave_the_root_are_refused(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "secret.png").write_bytes(b"secret")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.benchmark.__main__ import BENCHMARKS, main
 
@@ -49,9 +50,32 @@ def test_preparing_is_measured_in_time_and_memory(
     assert [line[:26].strip() for line in lines][3:5] == ["prepare, processes: 1", "prepare, processes: 2"]
 
 
+def test_a_compiled_tower_is_measured_beside_the_tower_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What compiling gives is tested elsewhere; here a tower stands in that is wrong, or only called compiled."""
+    file = tmp_path / "compile.json"
+    command = ["compile", "--size", "tiny", "--tiles", "1", "3", "--repeats", "1"]
+    monkeypatch.setattr("osprey_tp.compiled_tower.compile_tower", lambda model: model.model.vision_tower.train())
+    assert main([*command, "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["tiles"] for row in rows] == [1, 3]
+    assert all(row["difference"] == 0 < row["floor"] < row["seconds"]["compiled"] for row in rows)
+    assert rows[1]["floor"] / rows[0]["floor"] == pytest.approx(3)
+    assert len(capsys.readouterr().out.splitlines()) == 3 + len(rows)
+    monkeypatch.setattr(
+        "osprey_tp.compiled_tower.compile_tower",
+        lambda model: torch.nn.init.zeros_(model.model.vision_tower.encoder.layers[0].mlp.fc2.weight),
+    )
+    assert main(command) == 1
+    assert "states of the two towers differ by" in capsys.readouterr().err
+
+
 def test_what_cannot_be_measured_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "--repeats", "0"]) == 1
     assert capsys.readouterr().err == "error: --repeats must be at least 1, not 0\n"
+    assert main(["compile", "--tiles", "0"]) == 1
+    assert capsys.readouterr().err == "error: --repeats and --tiles must be at least 1\n"
     with pytest.raises(SystemExit) as left:
         main(["smaple"])
     assert left.value.code == 2

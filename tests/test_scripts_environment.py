@@ -78,6 +78,7 @@ def machine(tmp_path: Path) -> Machine:
     made.command("id", "#!/bin/sh\necho 1000\n")
     made.command("java")
     made.command("chromium")
+    made.command("g++")
     return made
 
 
@@ -148,7 +149,9 @@ def test_missing_python_is_named_in_one_line(machine: Machine, variables: dict[s
     assert machine.calls() == [] and not (machine.checkout / ".venv").exists()
 
 
-@pytest.mark.parametrize(("command", "package"), [("java", "default-jre-headless"), ("chromium", "chromium")])
+@pytest.mark.parametrize(
+    ("command", "package"), [("java", "default-jre-headless"), ("chromium", "chromium"), ("g++", "g++")]
+)
 def test_missing_debian_package_fails_only_under_ci(machine: Machine, command: str, package: str) -> None:
     (machine.bin / command).unlink()
     allowed = machine.run("test.sh", "-k", "x")

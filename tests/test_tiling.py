@@ -93,6 +93,31 @@ def test_layout_holds_every_token_once_in_order(rows, cols, tokens):
     assert kept.tolist() == list(range(2, 2 + len(kept)))
 
 
+@given(st.data(), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.booleans())
+def test_shown_tiles_are_joined_within_their_rows(data, rows, cols, tokens, thumbnail):
+    """Against text: a tile is a digit a token, and what joins the tiles of a row is a comma."""
+    shown = data.draw(st.lists(st.integers(0, rows * cols - 1), unique=True).map(sorted))
+    has_thumbnail = thumbnail and rows * cols > 1
+    first_of = {tile: 2 + place * tokens for place, tile in enumerate([*shown, "thumbnail"])}
+    lines = [[tile for tile in shown if tile // cols == row] for row in range(rows)] + [["thumbnail"] * has_thumbnail]
+    text = "".join(
+        "0 ".join("".join(f"{first_of[tile] + token} " for token in range(tokens)) for tile in line) + "1 "
+        for line in lines
+        if line
+    )
+    layout = visual_token_layout(rows, cols, tokens, thumbnail, shown)
+    assert " ".join(map(str, layout.tolist())) == text.strip()
+    assert layout.dtype == np.int64
+    if len(shown) == rows * cols:
+        np.testing.assert_array_equal(layout, visual_token_layout(rows, cols, tokens, thumbnail))
+
+
+@pytest.mark.parametrize(("thumbnail", "tiles"), [(True, 7), (False, 6)])
+def test_without_separators_tile_follows_tile(thumbnail, tiles):
+    layout = visual_token_layout(2, 3, 4, thumbnail, separators=False)
+    assert layout.tolist() == list(range(2, 2 + 4 * tiles))
+
+
 @given(tilings, sides, sides)
 def test_picture_fits_the_canvas_and_touches_two_sides(tiling, height, width):
     plan = tiling.plan(height, width)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipelines.records import REGION_REFERENCE, Turn, references_beyond
+from osprey_tp.outside import is_unicode
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -167,10 +168,8 @@ def _checked(text: str, regions: int) -> str:
     plain = REGION_REFERENCE.sub("", text)
     if not plain.strip(" .,;:!?"):
         raise Unfit("empty text", repr(text))
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Unfit("text is not Unicode", repr(text[:80])) from None
+    if not is_unicode(text):
+        raise Unfit("text is not Unicode", repr(text[:80]))
     if IMAGE_TOKEN in text or REGION_TOKEN in text:
         raise Unfit("text holds a placeholder of the prompt", text[:80])
     if regions == 0 and REGION_REFERENCE.search(text):

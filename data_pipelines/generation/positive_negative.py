@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipelines.generation.scenes import spoken_name
 from data_pipelines.records import Region, RegionRecord, Rejection, Turn
+from osprey_tp.outside import of_record
 
 SOURCE = "osprey-lvis-positive-negative"
 
@@ -91,7 +92,7 @@ def _questions_record(
 def _names(metadata: Mapping[str, Any], key: str, record: RegionRecord) -> list[str]:
     names = metadata.get(key, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{key} is not a list of names (record {record.id}); prepare the records again")
+        raise ValueError(f"{key} is not a list of names {of_record(record.id)}; prepare the records again")
     return names
 
 

@@ -19,8 +19,9 @@ from data_pipelines.records import RegionRecord, Rejection, Turn
 from data_pipelines.sources.coco import CocoReader
 from data_pipelines.sources.json_stream import stream_json
 from data_pipelines.sources.reader import Picture, Unusable
-from data_pipelines.sources.texts import is_unicode, shown
+from data_pipelines.sources.texts import shown
 from data_pipelines.staging import StagingWriter, Unit
+from osprey_tp.outside import is_unicode
 
 _QUESTION_KEYS = {"question", "choices", "type"}
 

@@ -22,8 +22,9 @@ from data_pipelines.sources.plain_pickle import load_plain_pickle
 from data_pipelines.sources.plain_text import plain_text
 from data_pipelines.sources.reader import Unusable, as_key
 from data_pipelines.sources.signatures import is_pickle, looks_like
-from data_pipelines.sources.texts import is_unicode, shown
+from data_pipelines.sources.texts import shown
 from data_pipelines.staging import Key, StagingWriter, Unit
+from osprey_tp.outside import is_unicode
 
 _MOST_SENTENCES = 1000
 _LONGEST_SENTENCE = 10_000

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipelines.records import Problem, Turn, references_beyond
 from data_pipelines.sources.reader import Unusable
+from osprey_tp.outside import is_unicode
 from osprey_tp.prompts import IMAGE_TOKEN, OVERVIEW
 
 _ROLES = {"human": "user", "gpt": "assistant"}
@@ -34,11 +35,6 @@ def text_of(value: Any, reason: str) -> str:
     if not is_unicode(value):
         raise Unusable("text that is not Unicode", shown(value))
     return value.strip()
-
-
-def is_unicode(text: str) -> bool:
-    """Whether the text can be written: JSON and pickles can hold halves of surrogate pairs, which cannot."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def shown(value: Any) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from osprey_tp.outside import of_record, one_line
+
 if TYPE_CHECKING:
     from osprey_tp.processing import OspreyTPProcessor
 
@@ -44,5 +46,5 @@ class ConversationCollator:
             try:
                 self.processor.prepare([sample["conversation"]], return_labels=True)
             except ValueError as alone:
-                return f"{alone} (record {sample['id']})"
-        return f"{error} (records {', '.join(str(sample['id']) for sample in samples)})"
+                return f"{alone} {of_record(sample['id'])}"
+        return f"{error} (records {one_line(', '.join(str(sample['id']) for sample in samples))})"

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from osprey_tp.outside import of_record
+
 SKIPPED = "skipped"
 """Key of why a sample is left out; in a batch, of all that are left out of it."""
 FAILED = "failed"
@@ -22,8 +24,8 @@ class UnusableSample(ValueError):
     """
 
     def __init__(self, record_id: str, reason: str, *, missing_image: bool = False) -> None:
-        reason = reason.removesuffix(f" (record {record_id})")
-        super().__init__(f"{reason} (record {record_id})")
+        reason = reason.removesuffix(f" {of_record(record_id)}")
+        super().__init__(f"{reason} {of_record(record_id)}")
         self.record_id = record_id
         self.reason = reason
         self.missing_image = missing_image

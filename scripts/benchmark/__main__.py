@@ -49,6 +49,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "budgets": Benchmark(
         "budgets", "what fewer tiles, or tiles near regions alone, cost in likelihood and gain in speed"
     ),
+    "compile": Benchmark("compile", "pictures through a compiled vision tower, against the tower as it is"),
     "eval": Benchmark("eval", "regions/s of the evaluation's runner against encoding the picture for every region"),
     "loader": Benchmark("loader", "training samples a second, against the published loader on the same records"),
     "masks": Benchmark("masks", "regions to the coverage of cells, against float masks at canvas size"),
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = benchmark.measure(options)
         if options.json is not None:
             options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 1
     sys.stdout.write(benchmark.table(result) + "\n")

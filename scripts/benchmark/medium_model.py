@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,7 +29,29 @@ MEDIUM_TEXT: dict[str, Any] = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 8192,
 }
+SIZES = ("medium", "tiny", "vicuna-7b", "vicuna-13b")
+DTYPES = ("float32", "bfloat16", "float16")
 WORDS = ("person", "dining table", "wine glass", "potted plant", "teddy bear", "traffic light", "dog", "bench")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `describer_of` reads."""
+    parser.add_argument("--size", choices=SIZES, default="medium", help="of the random model (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model (%(default)s)")
+
+
+def describer_of(options: argparse.Namespace) -> RegionDescriber:
+    """The random model that a command line asks for.
+
+    Raises:
+        ValueError: for a GPU where there is none.
+    """
+    import torch
+
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}, but PyTorch sees no GPU here; leave it out for the processor")
+    return random_describer(options.size, torch.device(options.device), getattr(torch, options.dtype))
 
 
 def medium_describer(seed: int = 0, **choices: Any) -> RegionDescriber:

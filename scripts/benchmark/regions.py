@@ -33,6 +33,7 @@ from scripts.benchmark.measuring import (
     ratio,
     timed,
 )
+from scripts.benchmark.medium_model import add_model_arguments, describer_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,9 +45,6 @@ NEW_TOKENS = 10
 PUBLISHED_REGIONS = 4
 """The published way takes as long for each region; so many are timed, and the time is that of one times K."""
 
-SIZES = ("medium", "tiny", "vicuna-7b", "vicuna-13b")
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
@@ -54,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--regions", type=int, nargs="+", default=[1, 4, 16, 64], metavar="K", help="regions (%(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs, of which the median counts")
-    parser.add_argument("--size", choices=SIZES, default="medium", help="of the random model (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="where the model runs, such as cuda (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the model (%(default)s)")
+    add_model_arguments(parser)
     parser.add_argument("--no-memory", action="store_true", help="leave the processes that measure memory out")
     parser.add_argument("--peak-of", type=int, metavar="K", help=argparse.SUPPRESS)
 
@@ -72,7 +68,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         picture = write_random_picture(Path(folder) / "picture.png")
         if options.peak_of is not None:
-            _answers(_describer(options), picture, random_masks(options.peak_of))
+            _answers(describer_of(options), picture, random_masks(options.peak_of))
             return {"peak_mib": peak_mib()}
         return _measured(picture, options)
 
@@ -109,7 +105,7 @@ def table(result: Mapping[str, Any]) -> str:
 def _measured(picture: Path, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    describer = _describer(options)
+    describer = describer_of(options)
     device, dtype = describer.model.device, describer.model.dtype
     rates = machine_rates(device, dtype)
     _answers(describer, picture, random_masks(1))  # warms up
@@ -129,16 +125,6 @@ def _measured(picture: Path, options: argparse.Namespace) -> dict[str, Any]:
         "second_region_seconds": statistics.median(seconds),
         "rows": rows,
     }
-
-
-def _describer(options: argparse.Namespace) -> RegionDescriber:
-    import torch
-
-    from scripts.benchmark.medium_model import random_describer
-
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}, but PyTorch sees no GPU here; leave it out for the processor")
-    return random_describer(options.size, torch.device(options.device), getattr(torch, options.dtype))
 
 
 def _row(
