@@ -48,7 +48,7 @@ def read_row(folder: RecordFolder, place: int) -> RegionRecord | Problem:
         if not all(isinstance(text, str) for text in texts) or None in (record.height, record.width):
             return Problem(NO_RECORD, f"row {place} lacks a value")
     except (ValueError, TypeError, KeyError) as error:
-        return Problem(NO_RECORD, f"row {place}: {' '.join(str(error).split())}")
+        return Problem(NO_RECORD, f"row {place}: {error}")
     return record
 
 
@@ -111,7 +111,7 @@ def regions_in_conversation(record: RegionRecord) -> set[int] | Problem:
     try:
         conversation = conversation_of(record, None)
     except ValueError as error:
-        return Problem(NO_CONVERSATION, " ".join(str(error).split()))
+        return Problem(NO_CONVERSATION, str(error))
     return set(region_numbers(record, conversation))
 
 

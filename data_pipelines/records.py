@@ -116,10 +116,14 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a record, as a constant phrase and what was found."""
+    """What is wrong with a record, as a constant phrase and what was found, on one line and not long."""
 
     reason: str
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.detail:
+            object.__setattr__(self, "detail", one_line(self.detail))
 
 
 def record_problems(record: RegionRecord, purpose: Purpose = "training") -> list[Problem]:
@@ -164,7 +168,7 @@ def _order_problems(record: RegionRecord, purpose: Purpose) -> list[Problem]:
     if purpose == "evaluation" and roles[-1:] == ["user"]:
         roles = roles[:-1]
     if roles != ["user", "assistant"] * (len(roles) // 2):
-        return [Problem("turns do not alternate between user and assistant", one_line(" ".join(roles)))]
+        return [Problem("turns do not alternate between user and assistant", " ".join(roles))]
     return []
 
 
@@ -358,6 +362,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     if outside:
         raise ValueError(f"{path / MANIFEST_NAME} names a shard outside the folder: {one_line(repr(outside[0]))}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path / MANIFEST_NAME} names a shard twice; prepare the folder again")
     return manifest
 
 

@@ -97,7 +97,7 @@ class TokenBudget:
         try:
             counts = sample_length(record, load_processor(self.model, self.template), self.wording)
         except ValueError as error:
-            return Problem(NOT_RENDERED, " ".join(str(error).split()))
+            return Problem(NOT_RENDERED, str(error))
         if purpose == "training" and not counts.answers:
             return Problem(UNLABELLED, f"{counts.total} tokens")
         return counts

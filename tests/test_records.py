@@ -195,6 +195,10 @@ def test_damaged_folders_are_named_in_one_line(tmp_path):
     (tmp_path / "folder" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="1 records, the manifest says 2"):
         RecordFolder.open(tmp_path / "folder")
+    twice = json.dumps(manifest | {"shards": manifest["shards"] * 2})
+    (tmp_path / "folder" / "manifest.json").write_text(twice)
+    with pytest.raises(ValueError, match="names a shard twice"):
+        RecordFolder.open(tmp_path / "folder")
     manifest["shards"][0]["name"] = "../elsewhere.arrow"
     (tmp_path / "folder" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="outside the folder"):

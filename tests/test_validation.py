@@ -344,3 +344,6 @@ def test_boxes_that_are_no_numbers_are_malformed(tmp_path):
     assert "malformed box" in run(folder)[1]["problems"]
     rewrite_shard(folder, change_region(box=[0.0, 1.0]))
     assert "malformed box" in run(folder)[1]["problems"]
+    rewrite_shard(folder, change_region(box=[2.0**31] * 999))
+    example = run(folder)[1]["problems"]["malformed box"]
+    assert len(example["example"]) < 310
