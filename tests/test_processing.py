@@ -191,6 +191,26 @@ def test_disagreement_of_processor_and_model_is_named(processor):
     config = OspreyTPConfig.tiny(scale_factor=3, region_token_id=560, image_token_id=561, vocab_size=562)
     with pytest.raises(ValueError, match="the processor has scale_factor 2 where the model has 3"):
         processor.check_fits(config)
+    sides = {"image_token_id": processor.image_token_id, "region_token_id": processor.region_token_id}
+    with_token = OspreyTPConfig.tiny(spatial_token=True, spatial_side=7, **sides)
+    with pytest.raises(ValueError, match=r"spatial_side 0 where the model has 7; .* \(processor.save_pretrained into"):
+        processor.check_fits(with_token)
+    processor.check_fits(OspreyTPConfig.tiny(spatial_side=7, **sides))
+
+
+def test_the_longest_sample_is_what_positions_and_tokenizer_allow(processor, monkeypatch):
+    config = OspreyTPConfig.tiny()
+    positions = config.text_config.max_position_embeddings
+    for stated, longest in ((positions - 1, positions - 1), (positions + 1, positions), (int(1e30), positions)):
+        monkeypatch.setattr(processor.tokenizer, "model_max_length", stated)
+        assert processor.longest_sample(config) == longest
+
+
+def test_answers_are_read_behind_their_prompts(processor):
+    said = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a red", "it is")]
+    end = processor.tokenizer.eos_token_id
+    generated = torch.tensor([[7, 8, 9, *tokens, end, end] for tokens in said])
+    assert processor.decode_answers(generated, 3) == ["a red", "it is"]
 
 
 def test_unknown_template_lists_the_known():

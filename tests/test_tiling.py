@@ -112,6 +112,11 @@ def test_shown_tiles_are_joined_within_their_rows(data, rows, cols, tokens, thum
         np.testing.assert_array_equal(layout, visual_token_layout(rows, cols, tokens, thumbnail))
 
 
+def test_of_a_picture_without_a_shown_tile_the_thumbnail_is_left_or_nothing():
+    assert visual_token_layout(2, 2, 3, True, []).tolist() == [2, 3, 4, 1]
+    assert visual_token_layout(2, 2, 3, False, []).tolist() == visual_token_layout(1, 1, 3, True, []).tolist() == []
+
+
 @pytest.mark.parametrize(("thumbnail", "tiles"), [(True, 7), (False, 6)])
 def test_without_separators_tile_follows_tile(thumbnail, tiles):
     layout = visual_token_layout(2, 3, 4, thumbnail, separators=False)
