@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,43 +94,42 @@ def evaluate_all(
             outcomes.append(Outcome("", name, "", "failed", one_line(error)))
             continue
         for task in tasks:
-            lacking = [need for need in task.needs if need not in settings.provides]
-            if lacking:
-                reason = "needs " + " and ".join(NEEDS[need] for need in lacking)
-                outcomes.append(Outcome(task.name, name, source, "left out", reason))
+            outcome = partial(Outcome, task.name, name, source)
+            if lacking := [NEEDS[need] for need in task.needs if need not in settings.provides]:
+                outcomes.append(outcome("left out", "needs " + " and ".join(lacking)))
                 continue
             if progress and team.first:
                 sys.stderr.write(f"{task.name} on {name}\n")
-            begun = time.monotonic()
-            own_options = settings.task_options.for_task(task.name)
-            ranks = task.asker != "answers" or own_options.candidates is not None
-            own = replace(
-                settings,
-                task=task.name,
-                data=folder,
-                out=settings.out / task.name / name,
-                shuffle_seed=settings.shuffle_seed if task.can_shuffle else None,
-                sampling=None if ranks else settings.sampling,
-                task_options=own_options,
-            )
+            own, begun = _settings_of(task, name, folder, settings), time.monotonic()
             try:
                 metrics = evaluate(own, records=records, load=load, progress=progress, team=team)
             except ERRORS as error:
-                failed = Outcome(task.name, name, source, "failed", one_line(error), time.monotonic() - begun)
-                outcomes.append(failed)
+                outcomes.append(outcome("failed", one_line(error), time.monotonic() - begun))
                 if isinstance(error, TeammateGone):
                     _write(settings, outcomes, team)
                     raise
             else:
-                outcomes.append(
-                    Outcome(task.name, name, source, "done", seconds=time.monotonic() - begun, metrics=metrics)
-                )
+                outcomes.append(outcome("done", seconds=time.monotonic() - begun, metrics=metrics))
             _write(settings, outcomes, team)
         if not tasks:
-            reason = "no task finds anything to ask in it"
-            outcomes.append(Outcome("", name, source, "failed", reason))
+            outcomes.append(Outcome("", name, source, "failed", "no task finds anything to ask in it"))
     _write(settings, outcomes, team)
     return outcomes
+
+
+def _settings_of(task: Task, name: str, folder: Path, settings: Settings) -> Settings:
+    """What is common to all tasks, for one of them on one folder of that name."""
+    options = settings.task_options.for_task(task.name)
+    ranks = task.asker != "answers" or options.candidates is not None
+    return replace(
+        settings,
+        task=task.name,
+        data=folder,
+        out=settings.out / task.name / name,
+        shuffle_seed=settings.shuffle_seed if task.can_shuffle else None,
+        sampling=None if ranks else settings.sampling,
+        task_options=options,
+    )
 
 
 def named(folders: Sequence[Path]) -> dict[str, Path]:
