@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import DynamicCache
 
 from data_pipelines.records import Region, RegionRecord
 from data_pipelines.writing import RecordWriter
@@ -67,7 +68,9 @@ def test_a_run_writes_a_model_that_answers(
     start: Path, records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "stage2"
-    assert train.main(settings(start, records, output)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DynamicCache, "update", lambda *_: pytest.fail("training kept keys and values"))
+        assert train.main(settings(start, records, output)) == 0
     shown = capsys.readouterr().out
     assert "stage 2, mask-text alignment: 12 samples" in shown
     assert "sees:" in shown and "learns:" in shown

@@ -92,9 +92,12 @@ class StageTrainer(ResumableTrainer, WatchedTrainer, AdapterTrainer):
         return super().create_optimizer(model)
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss; the Trainer has just put all of the model in training mode, the tower too."""
+        """The model's own loss, without keys and values that nobody goes on from.
+
+        The Trainer has just put all of the model in training mode, the tower too.
+        """
         keep_frozen_tower_in_evaluation_mode(self.whole_model)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
 
 
 def checkpoint_activations(model: OspreyTPForConditionalGeneration) -> None:
