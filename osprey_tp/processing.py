@@ -39,9 +39,6 @@ from osprey_tp.tiling import TilePlan, Tiling
 IGNORED_LABEL = -100
 """Label of every token that is not part of an answer."""
 
-_NO_LIMIT = 1 << 30
-"""Tokenizers without a longest text state an astronomic one."""
-
 _ONE_AT_A_TIME = threading.RLock()
 """Held while a template is rendered or a text is tokenised: a compiled template, of which transformers keeps one for
 all processors, writes the places of answers into itself, and a fast tokenizer the padding that it is asked for."""
@@ -170,9 +167,7 @@ class OspreyTPProcessor(ProcessorMixin):
 
     def longest_sample(self, config: OspreyTPConfig) -> int:
         """Most tokens that a model takes: positions of its language model, or less if the tokenizer says so."""
-        positions: int = config.text_config.max_position_embeddings
-        stated = self.tokenizer.model_max_length
-        return min(positions, stated) if stated < _NO_LIMIT else positions
+        return min(config.text_config.max_position_embeddings, self.tokenizer.model_max_length)
 
     def __call__(
         self,
@@ -325,7 +320,7 @@ class OspreyTPProcessor(ProcessorMixin):
             ValueError: if a token holds part of an answer and part of what stands beside it.
         """
         offsets = np.asarray(processed_dict.pop("offset_mapping"))
-        replacements = processed_dict.pop("text_replacement_offsets", None) or [[]] * len(offsets)
+        replacements = processed_dict.pop("text_replacement_offsets")
         masks = np.zeros(offsets.shape[:2], dtype=np.int64)
         for index, spans in enumerate(generation_indices):
             if not spans:

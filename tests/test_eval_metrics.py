@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.synthetic import vocabulary
-from eval.intervals import Measure, estimate, mean_measure
+from eval.intervals import Estimate, Measure, estimate, mean_measure
 from eval.metrics import (
     Answers,
     ScoringOptions,
@@ -210,6 +210,14 @@ def test_a_formula_of_sums_is_not_a_mean_of_ratios() -> None:
     assert found is not None
     assert found.value == pytest.approx(0.2)
     assert (found.low, found.high) == pytest.approx((1 / 9, 1.0))
+
+
+def test_a_whole_score_has_its_name_and_no_interval() -> None:
+    whole = Measure.whole("AP", 0.25, np.array([1.0, np.nan, 0.0]))
+    assert (whole.name, whole.statistics.shape) == ("AP", (3, 1))
+    assert whole.formula(np.zeros((5, 2, 1))).tolist() == [[0.25] * 2] * 5
+    assert estimate(whole, ["a", "b", "c"]) == Estimate(0.25, None, None, 2, 2)
+    assert estimate(whole, ["a", "b", "c"], np.ones(3, bool)) is None
 
 
 def test_without_answers_or_encoder_the_reason_is_given(tmp_path: Path) -> None:

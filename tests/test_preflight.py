@@ -172,19 +172,3 @@ def test_the_first_look_under_the_template_of_captions(prepared) -> None:
     sees, learns, *_ = shown.splitlines()
     assert learns == r"learns:  'a red cat\n'"
     assert "What is it?" not in sees and "<image>*" in sees
-
-
-def test_answers_that_share_a_token_with_the_prompt_are_refused() -> None:
-    processor, _ = tiny_processor_and_config()
-    conversation = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "red"}]
-    exact = (
-        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ ' ' + m.content }}{% endgeneration %}"
-        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
-    )
-    processor.chat_template = exact
-    processor.prepare([conversation], return_labels=True)
-    processor.chat_template = exact.replace(
-        "{% generation %}{{ ' ' + m.content }}", "{{ ' ' }}{% generation %}{{ m.content }}"
-    )
-    with pytest.raises(ValueError, match="an answer of conversation 0 cannot be labelled exactly"):
-        processor.prepare([conversation], return_labels=True)

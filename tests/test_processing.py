@@ -14,6 +14,8 @@ from .tiny_models import llama_tokenizer, tiny_processor_and_config
 GOLDEN = load_json("i_conversation_v1.json")
 PICTURE = Image.fromarray(np.zeros((60, 90, 3), np.uint8))
 BOX = {"box": [10, 10, 30, 40]}
+ASKED = [{"role": "user", "content": "What is it?"}]
+ANSWERED = {"role": "assistant", "content": "red"}
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +178,61 @@ def test_half_a_character_is_no_text_to_count(processor):
 
 
 def test_labels_need_an_answer(processor):
-    with pytest.raises(ValueError, match="no answer to learn from in conversation 0"):
+    with pytest.raises(ValueError, match=r"no answer to learn from in conversation 0.*, or the chat template has no"):
         processor.prepare([conversation("<mask>", [BOX])], return_labels=True)
+    batch = processor.apply_chat_template(
+        [ASKED, [*ASKED, ANSWERED]],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"padding": True, "padding_side": "right"},
+    )
+    masks = torch.as_tensor(batch["assistant_masks"])
+    assert not masks[0].any()
+    assert processor.tokenizer.decode(batch["input_ids"][1][masks[1].bool()]) == "red</s>"
+
+
+def test_answers_that_share_a_token_with_the_prompt_are_refused():
+    processor, _ = tiny_processor_and_config()
+    exact = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ ' ' + m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    processor.chat_template = exact
+    processor.prepare([[*ASKED, ANSWERED]], return_labels=True)
+    processor.chat_template = exact.replace(
+        "{% generation %}{{ ' ' + m.content }}", "{{ ' ' }}{% generation %}{{ m.content }}"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^an answer of conversation 0 cannot be labelled exactly: .* separate answers from the prompt",
+    ):
+        processor.prepare([[*ASKED, ANSWERED]], return_labels=True)
+
+
+def test_batches_are_padded_on_the_side_of_their_purpose(processor):
+    longer = [{"role": "user", "content": "What is it, and where does it lie?"}]
+    to_generate = processor.prepare([ASKED, longer], add_generation_prompt=True)["attention_mask"]
+    to_learn = processor.prepare([[*ASKED, ANSWERED], [*longer, ANSWERED]], return_labels=True)["attention_mask"]
+    assert to_generate.all(dim=1).tolist() == to_learn.all(dim=1).tolist() == [False, True]
+    assert (to_generate[0, 0], to_generate[0, -1]) == (0, 1)
+    assert (to_learn[0, 0], to_learn[0, -1]) == (1, 0)
+
+
+def test_texts_of_a_message_follow_each_other_and_other_items_are_named(processor):
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "it?"}]
+    joined, whole = (processor.prepare([[{"role": "user", "content": said}]]) for said in (parts, "What is it?"))
+    assert torch.equal(joined["input_ids"], whole["input_ids"])
+    with pytest.raises(ValueError, match=r"^content items are of type 'text' or 'image', got 'audio'$"):
+        processor.prepare([[{"role": "user", "content": [{"type": "audio", "audio": b""}]}]])
+
+
+def test_lists_are_given_where_no_tensors_are_asked_for(processor):
+    given = {"images": PICTURE, "text": "<image> a <mask>", "regions": [BOX]}
+    lists, tensors = (processor(**given, return_tensors=kind) for kind in (None, "pt"))
+    assert lists["input_ids"] == tensors["input_ids"].tolist()
+    assert lists["attention_mask"] == tensors["attention_mask"].tolist()
 
 
 def test_a_tokenizer_without_region_tokens_is_refused(processor):
