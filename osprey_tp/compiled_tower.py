@@ -32,8 +32,10 @@ def compile_tower(model: OspreyTPForConditionalGeneration) -> None:
             for tiles in (2, 1):  # what is compiled for any number of tiles does not hold for one
                 read.encode_tiles(torch.zeros(tiles, 3, side, side, device=model.device))
     except TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", error)
+        reason = one_line(f"{type(cause).__name__}: {first_line(cause)}")
         raise ImportError(
-            f"the vision tower cannot be compiled here ({one_line(first_line(error))}); install a C++ compiler (g++), "
+            f"the vision tower cannot be compiled here ({reason}); install a C++ compiler (g++), "
             "for a GPU Triton too, or leave compile out"
         ) from error
 

@@ -53,7 +53,11 @@ def test_every_request_is_sent_once_and_every_reply_is_kept_as_it_came(server, t
     asked = requests(20, temperature=0.5, seed=3)
     outcome = run([*asked, *asked], server, tmp_path / "replies.jsonl")
     assert (outcome.answered, outcome.failed, outcome.left) == (20, {}, 0)
-    assert sorted(map(json.dumps, server.bodies)) == sorted(json.dumps(dict(request.body)) for request in asked)
+    came, sent = (
+        sorted(json.dumps(body, sort_keys=True) for body in bodies)
+        for bodies in (server.bodies, [dict(request.body) for request in asked])
+    )
+    assert came == sent
     lines = [json.loads(line) for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
     assert {line["key"]: line["response"]["choices"][0]["message"]["content"] for line in lines} == {
         request.key: request.id.replace("r", "WORD ") for request in asked
