@@ -34,11 +34,47 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(folder):
-    segmenter = ("--segmenter", f"sam:{folder / 'sam.pth'}")
-    with serving(folder, *segmenter) as address, chromium() as browser, visiting(browser, address) as page:
+def address(folder):
+    with serving(folder, "--segmenter", f"sam:{folder / 'sam.pth'}") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, address, folder):
+    with visiting(browser, address) as page:
         upload(page, folder / "shapes.png")
         yield page
+
+
+@pytest.fixture
+def own_masks(page, folder):
+    """What the file holds whose three regions the page shows."""
+    images = [{"id": 1, "file_name": "shapes.png", "width": SIZE[0], "height": SIZE[1]}]
+    regions = [to_rle({"box": list(box)}, SIZE[1], SIZE[0]) for box in SHAPES.values()]
+    content = {
+        "images": images,
+        "annotations": [
+            {"id": 10 + index, "image_id": 1, "segmentation": region, "category_id": 1}
+            for index, region in enumerate(regions)
+        ],
+        "categories": [{"id": 1, "name": "my <b>shape</b>"}],
+    }
+    opened(page, "Everything")
+    take_masks(page, folder / "own.json", content)
+    expect(table(page, "everything")).to_have_count(3)
+    expect(status(page)).to_contain_text("3 regions described")
+    return content
+
+
+def take_masks(page: Page, path, content: dict) -> None:
+    path.write_text(json.dumps(content))
+    page.set_input_files("#own-masks input[type=file], input#own-masks, input[accept='.json']", path)
 
 
 def opened(page: Page, name: str) -> None:
@@ -134,31 +170,16 @@ def test_everything_is_described_listed_and_saved(page, folder):
         assert changed[100, 350] and changed[110, 110]
 
 
-def test_masks_of_ones_own(page, folder):
-    opened(page, "Everything")
-    images = [{"id": 1, "file_name": "shapes.png", "width": SIZE[0], "height": SIZE[1]}]
-    regions = [to_rle({"box": list(box)}, SIZE[1], SIZE[0]) for box in SHAPES.values()]
-    content = {
-        "images": images,
-        "annotations": [
-            {"id": 10 + index, "image_id": 1, "segmentation": region, "category_id": 1}
-            for index, region in enumerate(regions)
-        ],
-        "categories": [{"id": 1, "name": "my <b>shape</b>"}],
-    }
-    (folder / "own.json").write_text(json.dumps(content))
-    page.set_input_files("#own-masks input[type=file], input#own-masks, input[accept='.json']", folder / "own.json")
-    expect(table(page, "everything")).to_have_count(3)
-    expect(status(page)).to_contain_text("3 regions described")
+def test_masks_of_ones_own(page, folder, own_masks):
     assert all(text.startswith("my <b>shape</b>: ") for text in column(page, 2))
 
-    content["annotations"][1]["segmentation"] = regions[1] | {"counts": "~"}
-    (folder / "bad.json").write_text(json.dumps(content))
-    page.set_input_files("#own-masks input[type=file], input#own-masks, input[accept='.json']", folder / "bad.json")
+    own_masks["annotations"][1]["segmentation"]["counts"] = "~"
+    take_masks(page, folder / "bad.json", own_masks)
     expect(status(page)).to_contain_text("Annotation 11: malformed run-length encoding")
     expect(table(page, "everything")).to_have_count(3)
 
 
+@pytest.mark.usefixtures("own_masks")
 def test_an_expression_lights_up_its_regions(page):
     opened(page, "Find")
     page.locator("button#find").click()
@@ -179,6 +200,7 @@ def test_an_expression_lights_up_its_regions(page):
     expect(page.locator("#picture .drawing .region")).to_have_count(3)
 
 
+@pytest.mark.usefixtures("own_masks")
 def test_on_a_phone(page):
     page.set_viewport_size({"width": 390, "height": 844})
     opened(page, "Everything")
