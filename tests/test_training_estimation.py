@@ -25,7 +25,7 @@ from osprey_tp.training.estimation import (
     state_memory,
     typical_batch,
 )
-from osprey_tp.training.estimation_rehearsal import Precision, Rehearsal, batch_inputs
+from osprey_tp.training.estimation_rehearsal import FLOP_FORMULAS, Precision, Rehearsal, batch_inputs
 from osprey_tp.training.stages import STAGES, apply_stage, keep_frozen_tower_in_evaluation_mode
 from osprey_tp.training.trainer import checkpoint_activations
 
@@ -80,7 +80,9 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(
 ) -> None:
     model, batch, shapes = real_batch(tower, language)
     prepared(model, stage, checkpointing)
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.flop_registry = dict(FLOP_FORMULAS)
+    with counter:
         loss = model(**batch, use_cache=False).loss
         forward = counter.get_total_flops()
         loss.backward()

@@ -9,7 +9,7 @@ Attention takes the fused kernel of the CPU, which keeps as much as those of GPU
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -252,6 +252,17 @@ def frozen_linear_weights(module: nn.Module) -> list[int]:
     return [layer.weight.numel() for _, layer in _linear_layers(module) if not layer.weight.requires_grad]
 
 
+_aten = torch.ops.aten
+FLOP_FORMULAS: Mapping[Any, Callable[..., int]] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+    **flop_registry,
+}
+"""Of operators: torch's, and its formulas of attention on a GPU for that on a processor, which it lacked up to 2.14."""
+
+
 class Ledger(TorchDispatchMode):
     """Writes down what operators cost while it is entered.
 
@@ -279,7 +290,7 @@ class Ledger(TorchDispatchMode):
         """Run the operator and write down what it computed and made."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        formula = flop_registry.get(getattr(func, "overloadpacket", None))
+        formula = FLOP_FORMULAS.get(getattr(func, "overloadpacket", None))
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=result)
         self.add(tree_leaves(result))
