@@ -45,6 +45,8 @@ def test_a_difference_needs_answers_on_both_sides_and_two_pictures() -> None:
     left_out = estimate_difference(mean_measure("m", [1.0, np.nan]), one, ["a", "b"])
     assert left_out is not None
     assert (left_out.before, left_out.after) == (1.0, 0.5)
+    assert left_out.low is not None and left_out.high is not None
+    assert estimate_difference(none, one, ["a", "b"]) is None
 
 
 def test_a_difference_of_scores_that_are_no_formula_has_no_interval() -> None:
@@ -52,6 +54,11 @@ def test_a_difference_of_scores_that_are_no_formula_has_no_interval() -> None:
     found = estimate_difference(before, after, ["a", "b", "c"])
     assert found is not None
     assert (found.difference, found.low, found.high) == (0.25, None, None)
+    mean = mean_measure("AP", [1.0, 0.0, 0.5])
+    for pair in ((before, mean), (mean, before)):
+        found = estimate_difference(*pair, ["a", "b", "c"])
+        assert found is not None
+        assert (found.low, found.high) == (None, None)
 
 
 def test_settings_that_differ_are_named_part_by_part() -> None:

@@ -177,8 +177,9 @@ def test_rules_that_do_not_fit_are_refused(arguments, message):
 
 def test_places_outside_the_picture_are_refused():
     plan = Tiling().plan(10, 20)
-    with pytest.raises(ValueError, match=r"pixel \(y=10, x=0\) lies outside"):
-        plan.cell_of_source_pixel(10, 0)
+    for y, x in ((10, 0), (0, 20), (-1, 0), (0, -1)):
+        with pytest.raises(ValueError, match=rf"^pixel \(y={y}, x={x}\) lies outside"):
+            plan.cell_of_source_pixel(y, x)
     with pytest.raises(ValueError, match="does not exist"):
         plan.source_box_of_cell(plan.num_cells)
     with pytest.raises(ValueError, match="at least one pixel"):
