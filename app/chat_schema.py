@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api_schema import LONGEST_TEXT, Region, Strict
 from app.generation import Sampling
-from osprey_tp.outside import is_unicode
+from osprey_tp.outside import require_unicode
 from osprey_tp.prompts import IMAGE_TOKEN, REGION_TOKEN, region_introduction
 
 MOST_REGIONS = 64  # of one conversation
@@ -162,10 +162,10 @@ def read_conversation(request: ChatRequest, most_bytes: int) -> ChatAbout:
             message.content if isinstance(message.content, list) else [TextPart(type="text", text=message.content)]
         )
         text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
-        if not is_unicode(text):
-            raise RequestError(
-                "the text is not Unicode: it holds half a character, such as one of an emoji that was cut", param=place
-            )
+        try:
+            require_unicode(text, "the text")
+        except ValueError as error:
+            raise RequestError(str(error), param=place) from None
         shown = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
         new = [region for part in parts if isinstance(part, RegionsPart) for region in part.regions]
         if message.role == "assistant":
