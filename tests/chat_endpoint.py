@@ -11,6 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 KEY = "sk-test-0123456789"
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # of 5, as usual, the kernel drops connections of a burst, which then come a second later
+
+
 class ChatServer:
     """Answers with `model(body)`; `fault(body, number)` may return what goes wrong at the number-th request of a kind.
 
@@ -30,8 +35,7 @@ class ChatServer:
         self._at_once = 0
         self._lock = threading.Lock()
         self._seen: Counter[str] = Counter()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def __enter__(self) -> "ChatServer":

@@ -134,13 +134,13 @@ def test_a_judge_that_hangs_is_given_up_in_one_line_and_what_it_judged_is_kept(t
     options = {"--data": data, "--out": tmp_path / "out", "--predictions": tmp_path / "answers.jsonl"}
     options |= {"--judge-model": "judge-8b", "--judge-key-variable": "TEST_KEY", "--judge-concurrency": 1}
     with ChatServer(overlap_judge) as server:
-        server.fault = lambda body, number: None if "cat" in str(body["messages"]) else {"delay": 0.25}
-        options |= {"--judge": server.url, "--judge-timeout": 0.1}
+        server.fault = lambda body, number: None if "cat" in str(body["messages"]) else {"delay": 0.8}
+        options |= {"--judge": server.url, "--judge-timeout": 0.5}
         command = ["description", *(str(part) for pair in options.items() for part in pair)]
         assert main(command) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: the judge judge-8b did not answer everything: ")
-        assert "gave no answer within 0.1 s; 1 replies are kept, 2 requests are left: run it again to go on" in error
+        assert "gave no answer within 0.5 s; 1 replies are kept, 2 requests are left: run it again to go on" in error
         with ReplyLog(tmp_path / "out" / REPLIES_FILE) as replies:
             assert len(replies) == 1
         server.fault = lambda body, number: None

@@ -159,9 +159,17 @@ def test_rejected_replies_are_counted_with_their_ids(server, records, tmp_path):
 
 
 def test_the_order_is_that_of_the_records_whatever_comes_first(server, records, tmp_path):
-    server.fault = lambda body, number: {"delay": 0.3 if "cat 0" in str(body) else 0.0}
+    kept = tmp_path / "out.replies.jsonl"
+
+    def first_record_last(body: dict) -> str:
+        deadline = time.monotonic() + 30
+        while "cat 0" in str(body) and kept.read_text().count("\n") < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return obedient(body)
+
+    server.model = first_record_last
     assert main(command(server, records, tmp_path / "out")) == 0
-    replies = [json.loads(line) for line in (tmp_path / "out.replies.jsonl").read_text().splitlines()]
+    replies = [json.loads(line) for line in kept.read_text().splitlines()]
     assert replies[-1]["id"] == "coco:0"
     assert RecordFolder.open(tmp_path / "out")[0].id == "osprey-conversation:coco:0"
 

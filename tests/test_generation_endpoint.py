@@ -88,7 +88,7 @@ def test_as_many_in_flight_as_allowed_and_no_more(server, tmp_path, concurrency)
         {"status": 500},
         {"status": 503, "body": "<html>busy</html>"},
         {"status": 429},
-        {"delay": 0.6},
+        {"delay": 1.5},
         {"cut": 30},
         {"body": "{not json"},
         {"body": {"error": {"message": "overloaded"}}},
@@ -99,7 +99,7 @@ def test_as_many_in_flight_as_allowed_and_no_more(server, tmp_path, concurrency)
 def test_what_passes_is_asked_again(server, tmp_path, fault):
     server.fault = lambda body, number: fault if number < 3 else None
     asked = requests(3)
-    outcome = run(asked, server, tmp_path / "replies.jsonl", timeout=0.3)
+    outcome = run(asked, server, tmp_path / "replies.jsonl", timeout=1.0)
     assert (outcome.answered, len(server.bodies)) == (3, 9)
     assert texts(tmp_path / "replies.jsonl", asked) == ["WORD 0", "WORD 1", "WORD 2"]
 
