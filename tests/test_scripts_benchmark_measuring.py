@@ -35,7 +35,14 @@ def test_the_floor_is_the_slower_of_arithmetic_and_memory() -> None:
     rates = Rates(flops=100.0, bytes=10.0)
     assert Floor(flops=500.0, bytes=10.0).seconds(rates) == 5.0
     assert Floor(flops=500.0, bytes=80.0).seconds(rates) == 8.0
+
+
+@torch.inference_mode()
+def test_products_and_attention_on_a_processor_are_counted() -> None:
     assert count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 5)) == 2 * 2 * 3 * 5
+    queries, keys = torch.ones(1, 2, 3, 8), torch.ones(1, 2, 5, 8)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert count_flops(lambda: attention(queries, keys, keys)) == 2 * (2 * 3 * 5 * 8) * 2
 
 
 def test_columns_are_aligned() -> None:

@@ -179,7 +179,11 @@ def count_flops(work: Callable[[], Any]) -> float:
     """Floating-point operations of all matrix products and attentions of one run."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    from osprey_tp.training.estimation_rehearsal import FLOP_FORMULAS
+
+    counter = FlopCounterMode(display=False)
+    counter.flop_registry = dict(FLOP_FORMULAS)
+    with counter:
         work()
     return float(counter.get_total_flops())
 
