@@ -71,6 +71,53 @@ def test_separators_are_those_of_the_published_tokenizer():
     assert add_region_tokens(llama_tokenizer())["row_separator_token_id"] == 13
 
 
+def test_marks_are_whole_wherever_they_stand_and_no_part_of_an_answer():
+    tokenizer = llama_tokenizer()
+    tokenizer.pad_token = None
+    ids = add_region_tokens(tokenizer)
+    found = tokenizer("red<mask>s, <image><mask>", add_special_tokens=False)["input_ids"]
+    assert [found.count(ids[name]) for name in ("region_token_id", "image_token_id")] == [2, 1]
+    assert tokenizer.decode(found, skip_special_tokens=True).split() == ["red", "s,"]
+    for mark in ("region_token_id", "image_token_id"):
+        added = tokenizer.added_tokens_decoder[ids[mark]]
+        assert (added.special, added.normalized) == (True, False)
+    assert tokenizer.pad_token == tokenizer.unk_token
+
+
+def test_a_processor_of_a_configuration_has_its_geometry_and_the_published_template():
+    tokenizer = llama_tokenizer()
+    ids = add_region_tokens(tokenizer)
+    config = OspreyTPConfig.tiny(max_tiles=16, spatial_token=True, spatial_side=7, vocab_size=len(tokenizer), **ids)
+    made = OspreyTPProcessor.from_config(config, tokenizer, image_mean=[0.1, 0.2, 0.3])
+    assert made.chat_template == chat_template("vicuna_v1")
+    assert made.image_processor.tiling == config.tiling
+    assert (made.image_processor.spatial_side, list(made.image_processor.image_mean)) == (7, [0.1, 0.2, 0.3])
+    made.check_fits(config)
+    tokenizer.chat_template = "its own"
+    assert OspreyTPProcessor.from_config(config, tokenizer, template=None).chat_template == "its own"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": None}, "the processor needs text; pass a prompt for every sample"),
+        ({"regions": [[BOX]]}, "regions are given without pictures; pass the pictures they lie in as images"),
+        (
+            {"images": [PICTURE], "regions": [[BOX], [BOX]]},
+            "1 pictures, 2 lists of regions; pass one list for every picture",
+        ),
+        (
+            {"images": [[PICTURE], [PICTURE]], "regions": [[[BOX]], []]},
+            "2 pictures, 1 lists of regions; pass one list for every picture",
+        ),
+    ],
+)
+def test_a_direct_call_that_does_not_fit_is_refused(processor, given, message):
+    with pytest.raises(ValueError) as raised:
+        processor(**{"text": "<image> <mask>", **given})
+    assert str(raised.value) == message
+
+
 def test_plain_template_teaches_the_caption_alone(processor):
     plain = OspreyTPProcessor(processor.image_processor, processor.tokenizer, chat_template("plain"))
     messages = [
