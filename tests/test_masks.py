@@ -233,6 +233,12 @@ class TestForms:
         assert to_rle(listed, height, width) == text
         json.dumps(to_rle(mask, height, width))
 
+    @pytest.mark.parametrize("counts", [[2, 3, 0, 4, 0, 1, 10], [0, 5, 0, 5, 0, 5, 0, 5], [4, 0, 3, 6, 5, 0, 2]])
+    def test_runs_that_touch_or_hold_nothing_are_encoded_as_the_drawn_mask(self, counts):
+        region = to_runs({"size": [5, 4], "counts": counts}, 5, 4)
+        drawn = coco_mask.encode(np.asfortranarray(region.draw(), dtype=np.uint8))
+        assert region.to_rle() == {"size": [5, 4], "counts": drawn["counts"].decode()}
+
     @given(st.integers(3, 80), st.integers(3, 80), st.integers(0, 2**32 - 1), st.integers(1, 3))
     @settings(max_examples=60, deadline=None)
     def test_polygons_are_drawn_as_pycocotools_draws_them(self, height, width, seed, number):
