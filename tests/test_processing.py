@@ -128,6 +128,7 @@ def test_plain_template_teaches_the_caption_alone(processor):
     ids, labels = published_view(batch, plain)
     caption = plain.tokenizer.decode([token for token in labels if token != IGNORED_LABEL])
     assert ids[:2] == [1, -200]
+    assert not (batch["labels"][batch["input_ids"] == plain.image_token_id] != IGNORED_LABEL).any()
     assert caption.strip() == "A red ring."
     assert plain.tokenizer.decode(ids[2:]).strip() == "A red ring."
 
