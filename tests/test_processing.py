@@ -186,6 +186,17 @@ def test_a_plan_stands_for_a_picture_already_encoded(processor):
         torch.testing.assert_close(of_picture[name], tensor)
 
 
+def test_a_region_with_a_spatial_token_takes_two_places_of_the_prompt():
+    processor, _ = tiny_processor_and_config(spatial_token=True, spatial_side=7)
+    batch = processor.prepare([conversation("<mask> and <mask>", [BOX, BOX])])
+    places = (batch["input_ids"][0] == processor.region_token_id).nonzero()[:, 0].diff().tolist()
+    assert (places[0], places[2], len(places)) == (1, 1, 3)
+    assert places[1] > 1
+    assert batch["region_shapes"].shape == (2, 7, 7)
+    with pytest.raises(ValueError, match=r"1 <mask> placeholders, 2 regions"):
+        processor.prepare([conversation("<mask>", [BOX, BOX])])
+
+
 def conversation(text: str, regions: list, picture=PICTURE) -> list[dict]:
     return [
         {
