@@ -134,7 +134,8 @@ class _Text:
             self._held = self._held[: min(places)].rstrip()
             yield from self._give(len(self._held))
         else:
-            yield from self._give(min(len(self._held.rstrip()), len(self._held) - self._length_of_a_beginning()))
+            certain = self._held[: len(self._held) - self._length_of_a_beginning()]
+            yield from self._give(len(certain.rstrip()))
 
     def end(self) -> Iterator[str]:
         """What is left."""

@@ -41,7 +41,7 @@ class Moments:
         if self.count == self.kill:
             if torn is not None:
                 os.truncate(torn, torn.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def fail_if_due(self, error: type[Exception], path: object) -> None:
         """Libraries that write tensors themselves raise errors of their own, with the words of the system in them."""
@@ -125,8 +125,10 @@ def train_in_children(run: dict) -> dict:
     for rank in range(run["processes"]):
         process = os.fork()
         if not process:
+            os.setpgid(0, children[0] if children else 0)
             child(run, rank, port, log)
         children.append(process)
+        os.setpgid(process, children[0])
     codes = {}
     while len(codes) < len(children):
         process, status = os.wait()

@@ -27,6 +27,13 @@ def made(session, sampling, context=None):
     return "".join(generate(session, TURNS, [BOX], sampling, outcome, context)), outcome
 
 
+def test_blanks_before_what_may_begin_a_stop_text_wait_with_it():
+    text = _Text(["aa"])
+    assert [*text.add("a a"), *text.add("a"), *text.end()] == ["a"]
+    text = _Text(["aa"])
+    assert [*text.add("a a"), *text.add("b"), *text.end()] == ["a", " ab"]
+
+
 @given(st.text("ab \n", max_size=20), st.lists(st.text("ab ", min_size=1, max_size=3), max_size=3), st.data())
 def test_text_is_that_before_the_first_stop_text_however_it_comes(whole, stops, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
