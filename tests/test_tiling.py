@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,14 @@ def test_of_a_picture_without_a_shown_tile_the_thumbnail_is_left_or_nothing():
 def test_without_separators_tile_follows_tile(thumbnail, tiles):
     layout = visual_token_layout(2, 3, 4, thumbnail, separators=False)
     assert layout.tolist() == list(range(2, 2 + 4 * tiles))
+
+
+@given(tilings, sides, sides, st.booleans())
+def test_visual_tokens_are_counted_as_they_are_laid_out(tiling, height, width, thumbnail):
+    plan = replace(tiling, thumbnail=thumbnail).plan(height, width)
+    layout = visual_token_layout(plan.rows, plan.cols, tiling.tokens_per_tile, thumbnail)
+    assert plan.num_visual_tokens == len(layout)
+    assert plan.num_tiles == (layout >= 2).sum() / tiling.tokens_per_tile
 
 
 @given(tilings, sides, sides)
