@@ -287,11 +287,19 @@ def test_texts_of_a_message_follow_each_other_and_other_items_are_named(processo
         processor.prepare([[{"role": "user", "content": [{"type": "audio", "audio": b""}]}]])
 
 
+def test_a_prompt_that_is_cut_off_within_its_picture_is_refused(processor):
+    asked = {"images": PICTURE, "text": "<image> <mask>", "regions": [BOX]}
+    whole = processor(**asked)["input_ids"].shape[1]
+    assert processor(**asked, truncation=True, max_length=whole)["input_ids"].shape[1] == whole
+    with pytest.raises(ValueError, match="Mismatch in `image` token count"):
+        processor(**asked, truncation=True, max_length=10)
+
+
 def test_lists_are_given_where_no_tensors_are_asked_for(processor):
-    given = {"images": PICTURE, "text": "<image> a <mask>", "regions": [BOX]}
+    given = {"images": PICTURE, "text": "<image> a <mask>", "regions": [BOX], "return_mm_token_type_ids": True}
     lists, tensors = (processor(**given, return_tensors=kind) for kind in (None, "pt"))
-    assert lists["input_ids"] == tensors["input_ids"].tolist()
-    assert lists["attention_mask"] == tensors["attention_mask"].tolist()
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        assert lists[name] == tensors[name].tolist()
 
 
 def test_a_tokenizer_without_region_tokens_is_refused(processor):
