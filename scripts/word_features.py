@@ -207,13 +207,14 @@ class WordFeatures:
     def _cells(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(1, tiles, n·n, D): the words of every cell; the thumbnail's cells and the background have none."""
         words = self._words(batch["word_ids"])
-        tiles = [count_tiles(rows, cols) for rows, cols in batch["tile_grids"].tolist()]
-        side = self.model.config.tiling.cells_per_tile
-        cells = words.new_zeros(len(tiles), max(tiles) * side, words.shape[-1])
+        tiling = self.model.config.tiling
+        of_tile = tiling.cells_per_tile
+        tiles = [count_tiles(rows, cols, tiling.thumbnail) for rows, cols in batch["tile_grids"].tolist()]
+        cells = words.new_zeros(len(tiles), max(tiles) * of_tile, words.shape[-1])
         covered = batch["word_coverage"]  # (N, cells of the largest picture, thumbnail excluded)
         cells[:, : covered.shape[1]].index_add_(0, batch["word_image_index"], covered[..., None] * words[:, None])
-        of_picture = [row[: count * side] for row, count in zip(cells, tiles, strict=True)]
-        return torch.cat(of_picture).unflatten(0, (-1, side))[None]
+        of_picture = [row[: count * of_tile] for row, count in zip(cells, tiles, strict=True)]
+        return torch.cat(of_picture).unflatten(0, (-1, of_tile))[None]
 
 
 def hand_over(model: OspreyTPForConditionalGeneration) -> None:

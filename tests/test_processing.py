@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 from osprey_tp import OspreyTPConfig, OspreyTPProcessor
 from osprey_tp.processing import IGNORED_LABEL, add_region_tokens, chat_template
@@ -69,6 +70,16 @@ def test_separators_are_those_of_the_published_tokenizer():
     assert published["tile_separator_token_id"] == separators["comma"]
     assert published["region_token_id"] == separators["mask"]
     assert add_region_tokens(llama_tokenizer())["row_separator_token_id"] == 13
+
+
+def test_separators_are_pieces_of_the_text_alone():
+    tokenizer = llama_tokenizer()
+    expected = add_region_tokens(tokenizer)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert tokenizer("a")["input_ids"][-1] == 2
+    assert add_region_tokens(tokenizer) == expected
 
 
 def test_marks_are_whole_wherever_they_stand_and_no_part_of_an_answer():
@@ -213,6 +224,7 @@ def conversation(text: str, regions: list, picture=PICTURE) -> list[dict]:
         ("<mask>", [BOX, BOX, BOX], r"1 <mask> placeholders, 3 regions \(prompt 0\)"),
         ("what is it?", [BOX], r"0 <mask> placeholders, 1 regions \(prompt 0\)"),
         ("<image> again <mask>", [BOX], r"2 <image> placeholders, 1 pictures"),
+        ("<image> again <mask> <mask>", [BOX], r"2 <image> placeholders, 1 pictures"),
         ("what is <mask> \ud83d?", [BOX], "prompt 0 is not Unicode: it holds half a character"),
         ("<mask>", [np.ones((10, 10), bool)], r"10.*10.*60.*90"),
         ("<mask>", [np.zeros((60, 90), bool)], "empty"),
@@ -305,8 +317,14 @@ def test_lists_are_given_where_no_tensors_are_asked_for(processor):
 def test_a_tokenizer_without_region_tokens_is_refused(processor):
     tokenizer = tiny_processor_and_config(language="qwen3")[0].tokenizer
     bare = type(tokenizer)(tokenizer_object=llama_tokenizer()._tokenizer)
-    with pytest.raises(ValueError, match="does not know <image>"):
+    with pytest.raises(ValueError, match=r"^the tokenizer does not know <image>; call add_region_tokens"):
         OspreyTPProcessor(processor.image_processor, bare)
+
+
+def test_half_a_processor_is_refused(processor):
+    for halves in ((processor.image_processor, None), (None, processor.tokenizer)):
+        with pytest.raises(ValueError, match=r"^the processor needs an image processor and a tokenizer$"):
+            OspreyTPProcessor(*halves)
 
 
 def test_disagreement_of_processor_and_model_is_named(processor):
@@ -335,9 +353,10 @@ def test_answers_are_read_behind_their_prompts(processor):
     assert processor.decode_answers(generated, 3) == ["a red", "it is"]
 
 
-def test_unknown_template_lists_the_known():
+@pytest.mark.parametrize("name", ["llama", "../chat_templates/vicuna_v1", ""])
+def test_unknown_template_lists_the_known(name):
     with pytest.raises(ValueError, match="known: chatml, plain, vicuna_v1"):
-        chat_template("../vicuna_v1")
+        chat_template(name)
 
 
 @pytest.mark.parametrize("choices", [{}, {"thumbnail_source": "none"}, {"projector_type": "mlp"}], ids=str)
