@@ -10,7 +10,7 @@ from app.canvas import serial_of
 from app.chat import LONGEST_MESSAGE, Chat
 from app.controller import KEEP, Answer, Asking, Controller, Update, View
 from app.marking import answer_html, chat_html, regions_html
-from app.page import Changes, Event, Shared, overlay_value
+from app.page import Changes, Event, Shared, overlay_value, visibility
 from app.questions import CATEGORY, FREE, LONGEST_QUESTION, QUESTION_KINDS
 from app.state import Kept, Selection, selection_overlay
 from osprey_tp.drawing import region_colour
@@ -110,13 +110,13 @@ def build_region_list() -> RegionList:
 def build_ask(shared: Shared, controller: Controller, listed: RegionList, tabs: gr.Tabs) -> AskTab:
     """Builds the tab inside the `gr.Tab` that is open, and connects it and the picture with the controller."""
     with gr.Group():
-        masks = gr.Radio([], label="Masks found", visible=False, elem_id="masks")
+        masks = gr.Radio([], label="Masks found", visible=visibility(False), elem_id="masks")
         kind = gr.Radio(QUESTION_KINDS, value=CATEGORY, label="About the selected region", elem_id="kind")
         own = gr.Textbox(
             label="Your question",
             placeholder="What is <mask> used for?",
             info="Write <mask> where the region belongs. Without it, the region is introduced first, as region1.",
-            visible=False,
+            visible=visibility(False),
             max_length=LONGEST_QUESTION,
             elem_id="own",
         )
@@ -207,7 +207,7 @@ def _connect_questions(tab: AskTab, controller: Controller) -> None:
         yield from tab.follow(updates, View(selection, kept))
 
     def ask_other(event: Event, selection: Selection, kept: Kept, kind: str, *asking: Any) -> Iterator[Changes]:
-        shown = {tab.own: gr.update(visible=kind == FREE)}
+        shown = {tab.own: gr.update(visible=visibility(kind == FREE))}
         yield shown
         if selection.shape is not None and kind != FREE:
             yield from ask(event, selection, kept, kind, *asking)
@@ -254,4 +254,6 @@ def _asking(kind: str, own: str, temperature: float, longest: float) -> Asking:
 
 def _mask_choices(selection: Selection) -> Any:
     choices = [(f"{index + 1} · {shape.score:.0%}", index) for index, shape in enumerate(selection.candidates)]
-    return gr.update(choices=choices, value=selection.chosen if choices else None, visible=len(choices) > 1)
+    if len(choices) < 2:
+        return gr.update(choices=[], value=None, visible=visibility(False))
+    return gr.update(choices=choices, value=selection.chosen, visible=visibility(True))

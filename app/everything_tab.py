@@ -15,7 +15,7 @@ from app.downloads import build_download, download_value
 from app.everything import COLUMNS, MOST_REGIONS, EverythingFound, describe, rows
 from app.found import Chosen, Found, choose
 from app.overlay import DrawnRegion, Overlay
-from app.page import Changes, Event, Shared, overlay_value
+from app.page import Changes, Event, Shared, overlay_value, visibility
 from app.questions import CATEGORY, DETAILED, SHORT
 from app.state import Selection, Shown
 from app.status import Status
@@ -71,7 +71,7 @@ class EverythingTab:
         changes = {
             self.shared.overlay: overlay_value(selection, everything_overlay(listed.of(selection))),
             self.table: table_html(COLUMNS, table),
-            self.files: gr.update(visible=bool(table)),
+            self.files: gr.update(visible=visibility(bool(table))),
             self.listed: listed,
         }
         return changes | ({self.shared.status: str(status)} if status else {})
@@ -95,7 +95,7 @@ def build_everything(shared: Shared, opened: gr.Tab) -> EverythingTab:
         )
     progress = gr.HTML("", elem_id="everything-progress", apply_default_css=False)
     table = build_table("everything-table")
-    with gr.Row(visible=False, elem_id="everything-files") as files:
+    with gr.Row(visible=visibility(False), elem_id="everything-files") as files:
         to_json = gr.Button("Download COCO JSON", size="sm", elem_id="to-json", min_width=120)
         to_png = gr.Button("Download annotated PNG", size="sm", elem_id="to-png", min_width=120)
     download = build_download()

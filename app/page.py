@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -38,6 +38,15 @@ class Event:
 
 
 Work = Callable[..., Iterator[Changes]]
+
+
+def visibility(shown: bool) -> Literal[True, "hidden"]:
+    """`visible` of a component that comes and goes.
+
+    It is hidden where it stands: Gradio builds what is invisible only when it is to be seen, and a change that comes
+    meanwhile may be lost (gradio pull request 13553).
+    """
+    return shown or "hidden"
 
 
 class LatestWork:

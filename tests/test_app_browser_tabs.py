@@ -119,6 +119,7 @@ def test_a_click_has_the_masks_of_segment_anything_to_choose_from(page, folder):
     masks, scores, _ = predictor.predict(np.array([[110, 110]]), np.ones(1))
     expected = [masks[index] for index in np.argsort(-scores, kind="stable") if masks[index].any()]
     choices = page.locator("#masks input[type=radio]")
+    expect(page.locator("#masks")).to_be_visible()
     expect(choices).to_have_count(len(expected))
     for place, mask in enumerate(expected):
         choices.nth(place).check()
@@ -130,6 +131,7 @@ def test_a_click_has_the_masks_of_segment_anything_to_choose_from(page, folder):
     settled(page)
     (mask,), _, _ = predictor.predict(box=np.array([290, 30, 410, 150]), multimask_output=False)
     assert is_near(extent(page), corners(mask))
+    expect(page.locator("#masks")).to_be_hidden()
     expect(choices).to_have_count(0)
 
 
