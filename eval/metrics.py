@@ -316,9 +316,7 @@ def _as_dict(found: Estimate) -> dict[str, Any]:
     }
 
 
-def select_answers(
-    predictions: Mapping[str, str], ids: Sequence[str], source: str, *, complete: bool = True
-) -> list[str]:
+def select_answers(predictions: Mapping[str, str], ids: Sequence[str], source: str, *, complete: bool) -> list[str]:
     """The ids that have predictions, in the order of `ids`.
 
     Raises:

@@ -51,6 +51,7 @@ def asked(question_id: str, image: str, references: tuple[str, ...]) -> Question
         ("dog dog dog", "dog", 1.0),
         ("cat", "dog", 0.0),
         ("", "dog", 0.0),
+        ("", "", 0.0),
     ],
 )
 def test_semantic_iou_by_hand(answer: str, reference: str, expected: float) -> None:

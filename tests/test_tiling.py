@@ -184,6 +184,20 @@ def test_rules_that_do_not_fit_are_refused(arguments, message):
         Tiling(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("tiling", "grid", "message"),
+    [
+        (Tiling(), (0, 1), "a tile grid has at least one row and one column, not 0 x 1"),
+        (Tiling(), (1, 0), "a tile grid has at least one row and one column, not 1 x 0"),
+        (Tiling(max_tiles=1, square=True), (2, 2), "a square is one tile, not 2 x 2"),
+    ],
+)
+def test_grids_that_do_not_fit_are_refused(tiling, grid, message):
+    with pytest.raises(ValueError) as raised:
+        TilePlan(tiling, 10, 20, *grid)
+    assert str(raised.value) == message
+
+
 def test_places_outside_the_picture_are_refused():
     plan = Tiling().plan(10, 20)
     for y, x in ((10, 0), (0, 20), (-1, 0), (0, -1)):
