@@ -2,9 +2,9 @@
 
 import ast
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -106,50 +106,42 @@ def test_imports_point_one_way(part: str) -> None:
     assert not wrong
 
 
+def processor_seconds_of_children() -> float:
+    """Of those that ended; other load on the machine does not count."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_answers_within_a_second(command: str) -> None:
-    durations = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True
-        )
-        durations.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-        assert "usage:" in done.stdout
-        if durations[-1] < SECOND:
-            return
-    pytest.fail(f"{command} --help took {min(durations):.2f} s at best")
+def test_help_takes_under_a_second(command: str) -> None:
+    before = processor_seconds_of_children()
+    done = subprocess.run([sys.executable, "-m", *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert processor_seconds_of_children() - before < SECOND
 
 
-# Prints the seconds that the project's own import takes once torch and transformers are there, and what came with it.
+# Prints the processor's seconds of the project's own import, after torch and transformers, and what came with it.
 MEASURE_IMPORT = """
 import sys, time
 import numpy, PIL.Image, torch, torchvision.transforms.v2
 from transformers import AutoModelForCausalLM, AutoTokenizer, BaseImageProcessor, ProcessorMixin, PreTrainedModel
 from transformers.generation import GenerationMixin
 before = set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 import osprey_tp
 for name in osprey_tp.__all__:
     getattr(osprey_tp, name)
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 print(*{module.split(".")[0] for module in set(sys.modules) - before})
 """
 
 
 def test_import_takes_under_a_second_and_brings_nothing_heavy() -> None:
-    durations = []
-    for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE_IMPORT], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        seconds, modules = done.stdout.splitlines()[-2:]
-        assert not {"gradio", "deepspeed", "sklearn", "datasets", "matplotlib", "accelerate"} & set(modules.split())
-        durations.append(float(seconds))
-        if durations[-1] < SECOND:
-            return
-    pytest.fail(f"import osprey_tp took {min(durations):.2f} s at best")
+    done = subprocess.run([sys.executable, "-c", MEASURE_IMPORT], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, modules = done.stdout.splitlines()[-2:]
+    assert not {"gradio", "deepspeed", "sklearn", "datasets", "matplotlib", "accelerate"} & set(modules.split())
+    assert float(seconds) < SECOND
 
 
 @pytest.mark.parametrize("arguments", ["ruff check .", "ruff format --check .", "mypy"])
