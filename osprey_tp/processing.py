@@ -72,8 +72,7 @@ def add_region_tokens(tokenizer: PreTrainedTokenizerBase, preset: str = "recomme
     Returns:
         The token-id fields of `OspreyTPConfig`.
     """
-    marks = [AddedToken(mark, special=True, normalized=False) for mark in (REGION_TOKEN, IMAGE_TOKEN)]
-    tokenizer.add_tokens(marks, special_tokens=True)
+    tokenizer.add_tokens([AddedToken(mark, special=True) for mark in (REGION_TOKEN, IMAGE_TOKEN)])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     vocabulary = tokenizer.get_vocab()

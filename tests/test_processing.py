@@ -184,6 +184,8 @@ def test_direct_call_takes_flat_and_nested_pictures(processor):
     nested = processor(images=[[PICTURE], [PICTURE] * 2], text=text, regions=[[[BOX]], [[BOX], [BOX]]], padding=True)
     for name, tensor in flat.items():
         torch.testing.assert_close(nested[name], tensor)
+    unasked = processor(images=[[PICTURE], [PICTURE] * 2], text=["<image>", "<image><image>"], padding=True)
+    assert len(unasked["tile_grids"]) == 3 and not len(unasked["region_coverage"])
     one = processor(images=PICTURE, text="<image><mask>", regions=[BOX])
     assert one["region_coverage"].shape[0] == 1
 
