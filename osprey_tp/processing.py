@@ -394,10 +394,10 @@ def _moved(characters: np.ndarray, replacements: Sequence[dict[str, Any]]) -> np
 
 
 def _characters_of(offsets: np.ndarray) -> int:
-    """Characters that tokens with offsets (N, 2), in order, stand for; several tokens may stand for one."""
+    """Characters that tokens with offsets (N, 2) stand for; several tokens may stand for one."""
     firsts, ends = offsets[:, 0], offsets[:, 1]
     reached = np.maximum.accumulate(np.concatenate([[0], ends]))[:-1]  # by the tokens before each
-    return int((ends - np.maximum(firsts, reached)).sum())
+    return int((ends - np.maximum(firsts, reached)).clip(min=0).sum())
 
 
 def _separate(conversation: Conversation) -> tuple[list[dict[str, str]], list[Any], list[list[Any]]]:

@@ -7,7 +7,7 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
 from osprey_tp import OspreyTPConfig, OspreyTPProcessor
-from osprey_tp.processing import IGNORED_LABEL, add_region_tokens, chat_template
+from osprey_tp.processing import IGNORED_LABEL, _characters_of, add_region_tokens, chat_template
 
 from .golden_recipe import load_json
 from .tiny_models import llama_tokenizer, tiny_processor_and_config
@@ -282,6 +282,14 @@ def test_answers_that_share_a_token_with_the_prompt_are_refused():
         match=r"^an answer of conversation 0 cannot be labelled exactly: .* separate answers from the prompt",
     ):
         processor.prepare([[*ASKED, ANSWERED]], return_labels=True)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "characters"),
+    [([], 0), ([[3, 5], [5, 8]], 5), ([[3, 4], [3, 4], [4, 6]], 3), ([[5, 8], [5, 6]], 3), ([[3, 5], [7, 8]], 3)],
+)
+def test_characters_that_tokens_share_are_counted_once(offsets, characters):
+    assert _characters_of(np.array(offsets, dtype=np.int64).reshape(-1, 2)) == characters
 
 
 def test_batches_are_padded_on_the_side_of_their_purpose(processor):
