@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from osprey_tp import OspreyTPConfig, OspreyTPForConditionalGeneration
 from osprey_tp.tiling import count_visual_tokens
 from osprey_tp.training.estimation import SampleShape
-from osprey_tp.training.estimation_rehearsal import FLOP_FORMULAS, batch_inputs
+from osprey_tp.training.estimation_rehearsal import batch_inputs
 from osprey_tp.training.stages import STAGES, apply_stage
 from scripts.benchmark import train_step
 from scripts.benchmark.__main__ import main
+from scripts.benchmark.measuring import flop_counter
 from scripts.dry_run import REGIONS
 
 ARGUMENTS = ["train-step", "--batch-size", "2", "--steps", "2", "--text-tokens", "50", "--device", "cpu"]
@@ -44,9 +44,7 @@ def test_flops_are_those_of_a_real_step(result: dict[str, Any]) -> None:
     for stage in (2, 3):
         model = OspreyTPForConditionalGeneration(config)
         apply_stage(model, STAGES[stage])
-        counter = FlopCounterMode(display=False)
-        counter.flop_registry = dict(FLOP_FORMULAS)
-        with counter:
+        with flop_counter() as counter:
             model(**inputs, use_cache=False).loss.backward()
         case = cases[stage, "none"]
         assert case["model_flops"] == pytest.approx(counter.get_total_flops(), rel=0.01)

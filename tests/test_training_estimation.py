@@ -9,7 +9,6 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs,
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from osprey_tp import OspreyTPConfig, OspreyTPForConditionalGeneration
 from osprey_tp.training.adapters import AdapterSettings
@@ -25,9 +24,10 @@ from osprey_tp.training.estimation import (
     state_memory,
     typical_batch,
 )
-from osprey_tp.training.estimation_rehearsal import FLOP_FORMULAS, Precision, Rehearsal, batch_inputs
+from osprey_tp.training.estimation_rehearsal import Precision, Rehearsal, batch_inputs
 from osprey_tp.training.stages import STAGES, apply_stage, keep_frozen_tower_in_evaluation_mode
 from osprey_tp.training.trainer import checkpoint_activations
+from scripts.benchmark.measuring import flop_counter
 
 from .tiny_models import tiny_model
 
@@ -80,9 +80,7 @@ def test_flops_are_those_that_torch_counts_in_a_real_step(
 ) -> None:
     model, batch, shapes = real_batch(tower, language)
     prepared(model, stage, checkpointing)
-    counter = FlopCounterMode(display=False)
-    counter.flop_registry = dict(FLOP_FORMULAS)
-    with counter:
+    with flop_counter() as counter:
         loss = model(**batch, use_cache=False).loss
         forward = counter.get_total_flops()
         loss.backward()

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
 MIB = 1 << 20
 PRODUCT_SIDE = 2048
@@ -175,15 +176,20 @@ class Floor:
         return max(self.flops / rates.flops, self.bytes / rates.bytes)
 
 
-def count_flops(work: Callable[[], Any]) -> float:
-    """Floating-point operations of all matrix products and attentions of one run."""
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, to be entered, with formulas of attention on a processor for every version of torch."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from osprey_tp.training.estimation_rehearsal import FLOP_FORMULAS
 
     counter = FlopCounterMode(display=False)
     counter.flop_registry = dict(FLOP_FORMULAS)
-    with counter:
+    return counter
+
+
+def count_flops(work: Callable[[], Any]) -> float:
+    """Floating-point operations of all matrix products and attentions of one run."""
+    with flop_counter() as counter:
         work()
     return float(counter.get_total_flops())
 
