@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 import urllib.request
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from osprey_tp.prompts import CATEGORY_QUESTION
 from .app_browser import (
     READY,
     SHAPES,
-    chromium,
     click,
     drag,
     extent,
@@ -33,6 +31,7 @@ from .app_browser import (
     visiting,
 )
 from .tiny_models import save_tiny_model
+from .waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +48,6 @@ def folder(tmp_path_factory) -> Path:
 def address(folder):
     with serving(folder) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -219,13 +212,6 @@ def send(page: Page, message: str) -> None:
 def health(address: str) -> dict:
     with urllib.request.urlopen(f"{address}/health", timeout=30) as answer:
         return json.load(answer)
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_of_quick_clicks_the_last_one_counts(page, folder):

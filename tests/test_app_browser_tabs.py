@@ -15,7 +15,7 @@ from segment_anything import SamPredictor
 from osprey_tp.masks import to_rle
 from osprey_tp.segmenters import load_segmenter
 
-from .app_browser import chromium, click, drag, extent, is_near, scene, serving, settled, status, upload, use, visiting
+from .app_browser import click, drag, extent, is_near, scene, serving, settled, status, upload, use, visiting
 from .tiny_models import save_tiny_model
 from .tiny_segmenters import confident_sam
 
@@ -37,12 +37,6 @@ def folder(tmp_path_factory):
 def address(folder):
     with serving(folder, "--segmenter", f"sam:{folder / 'sam.pth'}") as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

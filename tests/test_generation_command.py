@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from data_pipelines.records import RecordFolder, read_manifest, record_problems
 
 from .chat_endpoint import KEY, ChatServer, completion, obedient, regions_asked
 from .generation_records import record, write_folder
+from .waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -162,9 +162,8 @@ def test_the_order_is_that_of_the_records_whatever_comes_first(server, records, 
     kept = tmp_path / "out.replies.jsonl"
 
     def first_record_last(body: dict) -> str:
-        deadline = time.monotonic() + 30
-        while "cat 0" in str(body) and kept.read_text().count("\n") < 6 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        if "cat 0" in str(body):
+            wait_until(lambda: kept.read_text().count("\n") == 6)
         return obedient(body)
 
     server.model = first_record_last
@@ -265,10 +264,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(tmp_path):
     with ChatServer(obedient, delay=0.1) as server:
         arguments = [sys.executable, "-m", "data_pipelines", *command(server, folder, out, "--concurrency", "3")]
         running = subprocess.Popen(arguments, cwd=ROOT, env=dict(os.environ), stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while not replies.is_file() or replies.read_bytes().count(b"\n") < 10:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: replies.is_file() and replies.read_bytes().count(b"\n") >= 10)
         running.send_signal(signal.SIGKILL)
         assert running.wait() == -signal.SIGKILL
         assert not out.exists()

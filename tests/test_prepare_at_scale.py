@@ -18,6 +18,7 @@ from data_pipelines.prepare import prepare
 from data_pipelines.records import RecordFolder
 
 from .annotation_files import annotation_entry, image_entry, polygon, write_json, write_picture
+from .waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = 1500
@@ -124,10 +125,7 @@ def test_a_killed_run_goes_on_without_a_lost_or_doubled_record(source, whole, pr
     kept = {path: path.stat().st_mtime_ns for path in (source / f".{out}.partial" / "work").glob("chunk-*.json")}
     assert kept
     assert not (source / out).exists()
-    deadline = time.monotonic() + 30
-    while any(is_running(worker) for worker in workers):
-        assert time.monotonic() < deadline, "a reading process outlives the command"
-        time.sleep(0.01)
+    wait_until(lambda: not any(is_running(worker) for worker in workers), "a reading process outlives the command", 30)
     going_on = started(source, out, "--processes", processes)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert going_on.wait() == 0

@@ -8,12 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from scripts.steps import Progress, Step, StepError, clock, keys_of, run_steps
+
+from .waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = """
@@ -141,9 +142,7 @@ def test_a_second_run_in_the_folder_is_refused_and_an_ended_one_takes_its_comman
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     first = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
     log = folder / "logs" / "w.log"
-    deadline = time.monotonic() + 30
-    while not (log.exists() and "something" in log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: log.exists() and "something" in log.read_text())
     with pytest.raises(StepError, match="another process works in"):
         run([step(folder, "a")], folder)
     first.send_signal(signal.SIGTERM)
