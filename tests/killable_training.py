@@ -7,7 +7,6 @@ all processes of the run are killed. `terminate` is [rank, batch]: that process 
 `fault` is [moment, errno]: from that moment on nothing can be written below the output, with that error.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -133,10 +132,6 @@ def train_in_children(run: dict) -> dict:
     while len(codes) < len(children):
         process, status = os.wait()
         codes[process] = os.waitstatus_to_exitcode(status)
-        if codes[process] < 0:
-            for other in set(children) - set(codes):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(other, signal.SIGKILL)
     moments = log.with_suffix(".moments")
     return {
         "codes": [codes[process] for process in children],
