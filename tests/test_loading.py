@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
 from osprey_tp import RegionDescriber, loading_options
 from osprey_tp.cli import main
@@ -13,7 +14,7 @@ from osprey_tp.loading_options import LoadingOptions
 
 from .tiny_models import save_tiny_model
 
-INT8_FORMS = ({"Int8Tensor"}, {"LinearActivationQuantizedTensor"})  # of torchao now, and at its lower bound
+INT8_FORMS = {1: "LinearActivationQuantizedTensor", 2: "Int8Tensor"}  # of each version of torchao's settings
 TEXTS = ["a", "a red ring", "the picture"]
 
 
@@ -59,7 +60,8 @@ def test_scores_stay_in_every_precision(folder, picture, exact, choices, toleran
     assert {parameter.dtype for parameter in tower.parameters()} == {expected}
     layers = [layer.weight.data for layer in language.modules() if isinstance(layer, torch.nn.Linear)]
     quantized = {type(weight).__name__ for weight in layers}
-    assert quantized in (INT8_FORMS if choices.get("quantization") else ({"Tensor"},))
+    form = INT8_FORMS[Int8DynamicActivationInt8WeightConfig().version] if choices.get("quantization") else "Tensor"
+    assert quantized == {form}
     assert type(describer.model.lm_head.weight.data) is torch.Tensor
 
 
